@@ -1,0 +1,143 @@
+"""Every key, with its default and unit. Other configs import this one.
+
+Keys end in their unit where they have one. An empty string means "none"; the
+command line sets any key: `--config.steering.max_strength=2`.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  # ogls_sd, opsd, pos_mean, pos_only, kd, sft or grpo.
+  config.method = 'ogls_sd'
+  # Starts every random choice of the run but those of `data.seed`.
+  config.seed = 0
+  # Updates of stage 2. The learning-rate schedule ends here.
+  config.num_steps = 100
+  # Who is steered: base (the starting weights), ema or live (the student).
+  config.teacher = 'base'
+  config.ema_decay = 0.999
+
+  config.data = _data()
+  config.prompt = _prompt()
+  config.model = _model()
+  # rank 0 trains all weights. Targets: q, k, v, o, gate, up, down.
+  config.lora = config_dict.create(
+    rank=64, alpha=128.0, targets='q,k,v,o,gate,up,down'
+  )
+  config.rollouts = config_dict.create(
+    batch_questions=32,  # B
+    group_size=8,  # G
+    max_tokens=8192,  # length of a rollout
+    temperature=1.1,  # of sampling, not of the divergence
+    top_k=0,  # 0 keeps all
+    top_p=1.0,  # 1 keeps all
+    min_p=0.0,  # 0 keeps all
+  )
+  config.hints = config_dict.create(
+    exclude_self=False,  # leave the scored rollout out of its own pools
+    max_per_pool=0,  # 0 for all; the solution first, then rollouts in order
+    max_tokens=8192,  # longer hints lose their end; counted as hints_cut
+    strip_thinking=False,  # drop <think> blocks from hints
+    answer_as_solution=False,  # rows without `solution`: \boxed{answer}
+  )
+  # lambda after a linear ramp over the first ramp_steps updates.
+  config.steering = config_dict.create(max_strength=3.0, ramp_steps=20)
+  # Only the first response_tokens of a rollout carry a distillation loss.
+  config.distill = config_dict.create(response_tokens=1024)
+  config.loss = config_dict.create(
+    kl='forward',  # forward KL(teacher || student), reverse, or jsd
+    jsd_beta=0.5,  # the teacher's share of the mixture
+    clip_mode='symmetric',  # of each vocabulary entry: none, upper, symmetric
+    pointwise_clip=0.05,  # nats
+    temperature=1.0,  # divides both logits; changes the effective lambda
+    block_tokens=128,  # columns of logits held at a time
+  )
+  # Negative log-likelihood of the last tokens of correct rollouts.
+  config.tail = config_dict.create(weight=0.0, tokens=64)
+  config.kd = config_dict.create(
+    teacher_workdir='',  # a finished run whose weights teach
+    source='rollouts',  # rollouts, or solutions of the dataset (offline)
+  )
+  config.grpo = config_dict.create(clip_low=0.2, clip_high=0.2, kl_weight=0.0)
+  config.optimizer = config_dict.create(
+    learning_rate=5e-6,
+    schedule='constant',  # constant, linear or cosine
+    warmup_steps=0,
+    b1=0.9,
+    b2=0.999,
+    weight_decay=0.0,
+    max_grad_norm=0.1,  # 0 turns clipping off
+    num_microbatches=1,  # divides batch_questions; bounds memory
+  )
+  config.warmup = _warmup()
+  config.eval = config_dict.create(
+    num_questions=0,  # held-out questions before and after; 0 for none
+    samples=1,  # rollouts per question
+    batch_questions=32,
+    temperature=1.0,
+  )
+  config.checkpoint = config_dict.create(every_steps=25, keep=2)
+  config.log = config_dict.create(
+    samples_every_steps=10, samples_rollouts=8
+  )
+  # One may be -1: all devices that the others leave.
+  config.mesh = config_dict.create(data=-1, fsdp=1, model=1)
+  return config
+
+
+def _data() -> config_dict.ConfigDict:
+  return config_dict.create(
+    task='math',  # arithmetic (generated), math or superglue: how to grade
+    path='',  # .jsonl or .jsonl.gz; `data:x` is x under $OGLS_DATA_DIR
+    eval_path='',  # empty: a share of `path`, chosen by each row's id
+    eval_fraction=0.2,
+    tfds_name='',  # a TFDS name instead of `path`, in array_record format
+    tfds_split='train',
+    tfds_dir='',
+    on_bad_row='error',  # error, or skip (counted in the metrics)
+    seed=0,  # of generation, of the split by id and of the order
+    num_questions=20_000,  # generated for training (task arithmetic)
+    arithmetic=config_dict.create(num_terms=4, max_number=99),
+  )
+
+
+def _prompt() -> config_dict.ConfigDict:
+  return config_dict.create(
+    student_template='student',  # a packaged name, or the path of a file
+    teacher_template='teacher',
+    max_tokens=1024,  # of a student prompt; longer ones are an error
+    bucket_tokens=64,  # prompts and contexts are padded to a multiple
+  )
+
+
+def _model() -> config_dict.ConfigDict:
+  return config_dict.create(
+    path='',  # a .gguf file, a folder of safetensors, or package:NAME
+    tokenizer_path='',  # empty: the tokenizer that lies with the model
+    dtype='bfloat16',  # of activations
+    param_dtype='bfloat16',  # of the base weights; adapters are float32
+    is_remat=True,  # recompute activations in the backward pass
+    # Sizes of a model that starts from random weights (path empty).
+    width=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_size=384,
+  )
+
+
+def _warmup() -> config_dict.ConfigDict:
+  # Stage 1: SFT on worked solutions before `method` starts. 0 steps for none.
+  return config_dict.create(
+    num_steps=0,
+    workdir='',  # another run whose stage 1 to share; empty: this run's
+    batch_questions=128,
+    learning_rate=3e-3,
+    # Share of examples shown after a hint, so that the teacher learns to read
+    # one, and the share of those hints that are wrong (task arithmetic).
+    hint_fraction=0.4,
+    wrong_hint_fraction=0.5,
+    step_error_rate=0.35,  # of a wrong hint's steps
+  )

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What CI and people run before a change lands: style, tests, a short real run.
+# usage: launch/check.sh            (needs Python 3.11 or newer and pip)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+python3 -m venv "$folder/venv"
+# shellcheck disable=SC1091
+. "$folder/venv/bin/activate"
+export JAX_PLATFORMS=cpu
+
+echo '== the README command that installs the test needs and runs the tests'
+pip install -q -r requirements-test.txt
+ruff check .
+ruff format --check .
+python -m pytest
+
+echo '== a short form of the README main command'
+python -m ogls_jax.train --config=configs/tiny.py --workdir="$folder/run" \
+  --config.warmup.num_steps=60 --config.num_steps=4 \
+  --config.eval.num_questions=64 --config.eval.batch_questions=64
+python - "$folder/run/summary.json" <<'PY'
+import json, sys
+summary = json.load(open(sys.argv[1]))
+assert summary['num_steps'] == 4 and summary['eval_questions'] == 64, summary
+PY

@@ -1,0 +1,287 @@
+"""From a config to the things a command works with."""
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import config_dict
+
+from ogls_jax import data, optimizer
+from ogls_jax.batches import TrainState
+from ogls_jax.errors import UserError
+from ogls_jax.hints import HintRules
+from ogls_jax.mesh import shardings_of
+from ogls_jax.models import weights
+from ogls_jax.models.transformer import Decoder, DecoderSettings
+from ogls_jax.prompts import PromptMaker, check_prompt_lengths, load_template
+from ogls_jax.step import Objective
+from ogls_jax.tasks import arithmetic
+from ogls_jax.tasks.question import Question
+from ogls_jax.tokenizer import Tokenizer, load_tokenizer
+from ogls_jax.validate import lora_targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A decoder taken apart: nnx.merge(graphdef, params, frozen) is the module.
+
+  `params` are the trained arrays, `frozen` the rest (empty unless LoRA).
+  """
+
+  graphdef: nnx.GraphDef
+  params: nnx.State
+  frozen: nnx.State
+
+
+def load_questions(
+  config: config_dict.ConfigDict, maker: PromptMaker
+) -> tuple[list[Question], list[Question], int]:
+  """(training questions, held-out questions, rows skipped)."""
+  d = config.data
+  if d.task == 'arithmetic' and not (d.path or d.tfds_name):
+    train, held_out = arithmetic.generate_splits(
+      d.num_questions,
+      config.eval.num_questions,
+      num_terms=d.arithmetic.num_terms,
+      max_number=d.arithmetic.max_number,
+      seed=d.seed,
+    )
+    num_skipped = 0
+  else:
+    train, held_out, num_skipped = _read_questions(d)
+  if config.eval.num_questions > len(held_out):
+    raise UserError(
+      f'eval.num_questions = {config.eval.num_questions}, but only'
+      f' {len(held_out)} questions are held out; lower it, or raise'
+      ' data.eval_fraction'
+    )
+  held_out = held_out[: config.eval.num_questions]
+  limits = {'max_tokens': config.prompt.max_tokens, 'on_bad_row': d.on_bad_row}
+  train, num_long = check_prompt_lengths(train, maker, **limits)
+  num_skipped += num_long
+  if held_out:
+    held_out, num_long = check_prompt_lengths(held_out, maker, **limits)
+    num_skipped += num_long
+  return train, held_out, num_skipped
+
+
+def _read_questions(d):
+  if d.tfds_name and d.path:
+    raise UserError(
+      f'data.path = {d.path!r} and data.tfds_name = {d.tfds_name!r}: set one'
+    )
+  if d.tfds_name:
+    questions, num_skipped = (
+      data.read_tfds(d.tfds_name, split=d.tfds_split, data_dir=d.tfds_dir),
+      0,
+    )
+  else:
+    questions, num_skipped = data.read_jsonl(d.path, on_bad_row=d.on_bad_row)
+  if not d.eval_path:
+    train, held_out = data.split_by_id(
+      questions, eval_fraction=d.eval_fraction, seed=d.seed
+    )
+    return train, held_out, num_skipped
+  held_out, more = data.read_jsonl(d.eval_path, on_bad_row=d.on_bad_row)
+  return questions, held_out, num_skipped + more
+
+
+def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
+  """The row's solution, else its boxed answer if that may stand for one."""
+  if question.solution is None and answer_as_solution:
+    return rf'\boxed{{{question.answer}}}'
+  return question.solution
+
+
+def uid_of(question: Question) -> int:
+  """Names a question in the sampling key, whatever its place in the data."""
+  return zlib.crc32(question.id.encode())
+
+
+def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
+  """The tokenizer and the prompt templates."""
+  return PromptMaker(
+    tokenizer=_load_tokenizer(config),
+    student=load_template(
+      'prompt.student_template', config.prompt.student_template
+    ),
+    teacher=load_template(
+      'prompt.teacher_template', config.prompt.teacher_template
+    ),
+  )
+
+
+def _load_tokenizer(config) -> Tokenizer:
+  if config.model.tokenizer_path:
+    return load_tokenizer(config.model.tokenizer_path)
+  return load_tokenizer(weights.resolve_model_path(config.model.path))
+
+
+def decoder_settings(
+  config: config_dict.ConfigDict, vocab_size: int
+) -> DecoderSettings:
+  """Sizes from the checkpoint, or from the config for random weights."""
+  m = config.model
+  if m.path:
+    return weights.read_settings(weights.resolve_model_path(m.path))
+  return DecoderSettings(
+    vocab_size=vocab_size,
+    width=m.width,
+    num_layers=m.num_layers,
+    num_heads=m.num_heads,
+    num_kv_heads=m.num_kv_heads,
+    head_size=m.width // m.num_heads,
+    mlp_size=m.mlp_size,
+  )
+
+
+def _make_decoder(config, settings, *, lora_rank):
+  def make(key):
+    return Decoder(
+      settings,
+      lora_rank=lora_rank,
+      lora_alpha=config.lora.alpha,
+      lora_targets=lora_targets(config),
+      dtype=jnp.dtype(config.model.dtype),
+      param_dtype=jnp.dtype(config.model.param_dtype),
+      is_remat=config.model.is_remat,
+      rngs=nnx.Rngs(key),
+    )
+
+  return make
+
+
+def _init(make, filters, mesh):
+  """Random values of the variables in `filters`, made where they will live."""
+  key = jax.random.key(0)
+
+  def state_of(key):
+    return nnx.state(make(key), filters)
+
+  shardings = shardings_of(jax.eval_shape(state_of, key), mesh)
+  return jax.jit(state_of, out_shardings=shardings)
+
+
+def base_model(
+  config: config_dict.ConfigDict, settings: DecoderSettings, mesh
+) -> Model:
+  """The starting model without adapters, all of it in `params`."""
+  if config.model.path:
+    decoder = weights.load_decoder(
+      config.model.path,
+      mesh=mesh,
+      dtype=jnp.dtype(config.model.dtype),
+      param_dtype=jnp.dtype(config.model.param_dtype),
+      is_remat=config.model.is_remat,
+    )
+    return Model(*nnx.split(decoder, nnx.Param), nnx.State({}))
+  make = _make_decoder(config, settings, lora_rank=0)
+  abstract = nnx.eval_shape(make, jax.random.key(0))
+  graphdef, _ = nnx.split(abstract, nnx.Param)
+  params = _init(make, nnx.Param, mesh)(jax.random.key(config.seed))
+  return Model(graphdef, params, nnx.State({}))
+
+
+def student_model(
+  config: config_dict.ConfigDict, base: Model, mesh
+) -> Model:
+  """The model that is trained: adapters over `base`, or a copy of it.
+
+  A copy, because the train state is donated and the base still teaches.
+  """
+  rank = config.lora.rank
+  if not rank:
+    return Model(base.graphdef, jax.tree.map(jnp.copy, base.params), base.frozen)
+  settings = nnx.merge(base.graphdef, base.params).settings
+  make = _make_decoder(config, settings, lora_rank=rank)
+  abstract = nnx.eval_shape(make, jax.random.key(0))
+  graphdef, _, _ = nnx.split(abstract, nnx.LoRAParam, ...)
+  # 1: the base's weights came from the seed itself.
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  adapters = _init(make, nnx.LoRAParam, mesh)(key)
+  return Model(graphdef, adapters, base.params)
+
+
+def init_state(
+  config: config_dict.ConfigDict,
+  params: nnx.State,
+  transformation: optax.GradientTransformation,
+  mesh,
+  *,
+  has_ema: bool,
+) -> TrainState:
+  """Step 0, with optimizer state placed like the params it belongs to."""
+  shapes = jax.eval_shape(transformation.init, params)
+  init = jax.jit(
+    transformation.init, out_shardings=shardings_of(shapes, mesh)
+  )
+  rest = {
+    'step': jnp.int32(0),
+    # 2: apart from the keys that made the weights.
+    'key': jax.random.fold_in(jax.random.key(config.seed), 2),
+  }
+  rest = jax.device_put(rest, shardings_of(rest, mesh))
+  return TrainState(
+    **rest,
+    params=params,
+    opt_state=init(params),
+    ema_params=jax.tree.map(jnp.copy, params) if has_ema else None,
+  )
+
+
+def make_schedule(config: config_dict.ConfigDict) -> optax.Schedule:
+  """Stage 2's learning rate by update."""
+  o = config.optimizer
+  return optimizer.make_schedule(
+    learning_rate=o.learning_rate,
+    warmup_steps=o.warmup_steps,
+    num_steps=config.num_steps,
+    schedule=o.schedule,
+  )
+
+
+def make_optimizer(
+  config: config_dict.ConfigDict,
+) -> optax.GradientTransformation:
+  """AdamW with this config's constants."""
+  o = config.optimizer
+  return optimizer.make_optimizer(
+    b1=o.b1,
+    b2=o.b2,
+    weight_decay=o.weight_decay,
+    max_grad_norm=o.max_grad_norm,
+  )
+
+
+def objective(config: config_dict.ConfigDict) -> Objective:
+  """Stage 2's loss."""
+  return Objective(
+    method=config.method,
+    temperature=config.loss.temperature,
+    block_tokens=config.loss.block_tokens,
+    kl=config.loss.kl,
+    jsd_beta=config.loss.jsd_beta,
+    clip_mode=config.loss.clip_mode,
+    pointwise_clip=config.loss.pointwise_clip,
+    max_strength=config.steering.max_strength,
+    ramp_steps=config.steering.ramp_steps,
+    tail_weight=config.tail.weight,
+    clip_low=config.grpo.clip_low,
+    clip_high=config.grpo.clip_high,
+    kl_weight=config.grpo.kl_weight,
+    rollout_temperature=config.rollouts.temperature,
+  )
+
+
+def hint_rules(config: config_dict.ConfigDict) -> HintRules:
+  """How hint pools are filled."""
+  h = config.hints
+  return HintRules(
+    exclude_self=h.exclude_self,
+    max_per_pool=h.max_per_pool,
+    max_tokens=h.max_tokens,
+    strip_thinking=h.strip_thinking,
+  )

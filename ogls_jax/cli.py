@@ -1,0 +1,71 @@
+"""Flags and exit codes that all commands share."""
+
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
+
+from ogls_jax.errors import UserError
+
+USER_ERROR_CODE = 2
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """absl's parsing, with every complaint as one `UserError`."""
+  try:
+    rest = flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:
+    # ml_collections names the last part of an unknown key and its neighbour.
+    text = ' '.join(str(error.args[0]).split())
+    raise UserError(f'unknown config key: {text}') from error
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(' '.join(str(error).split())) from error
+  if rest[1:]:
+    raise UserError(f'unexpected argument {rest[1]!r}; flags start with --')
+  return rest
+
+
+def define_config() -> None:
+  """Defines --config=FILE.py and --config.KEY=VALUE for any of its keys."""
+  config_flags.DEFINE_config_file('config', None, 'Path of a config file.')
+  flags.mark_flag_as_required('config')
+
+
+def read_config() -> config_dict.ConfigDict:
+  """The config that --config and its overrides describe.
+
+  Raises:
+    UserError: the file is missing or is not Python that defines get_config.
+  """
+  path = flags.FLAGS['config'].config_filename
+  if not pathlib.Path(path).is_file():
+    raise UserError(f'--config={path}: no such file; see configs/')
+  try:
+    return flags.FLAGS.config.lock()
+  except OSError as error:
+    cause = error.__cause__ or error
+    raise UserError(f'--config={path}: {cause}') from error
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command; bad input is one line on stderr and exit code 2."""
+
+  def guarded(_):
+    # Orbax tells of every file it touches at the level below.
+    logging.set_verbosity(logging.WARNING)
+    try:
+      main()
+    except UserError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(USER_ERROR_CODE)
+
+  def parse(argv):
+    try:
+      return _parse(argv)
+    except UserError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(USER_ERROR_CODE)
+
+  app.run(guarded, flags_parser=parse)

@@ -1,0 +1,86 @@
+"""Which tokens carry which loss, and GRPO's advantages; on the host."""
+
+import numpy as np
+
+from ogls_jax.batches import Hints, LossBatch, PromptBatch, Rollouts, pad_rows
+from ogls_jax.numerics import round_up
+
+
+def advantages(reward_BG: np.ndarray) -> np.ndarray:
+  """(reward - group mean) / (group std + 1e-6), float32 [R].
+
+  arXiv:2402.03300, section 4.1.2; a group of equal rewards gives 0.
+  """
+  mean = reward_BG.mean(1, keepdims=True)
+  std = reward_BG.std(1, keepdims=True)
+  return ((reward_BG - mean) / (std + 1e-6)).reshape(-1).astype(np.float32)
+
+
+def make_loss_batch(
+  *,
+  prompts: PromptBatch,
+  rollouts: Rollouts,
+  hints: Hints | None,
+  is_scored_R: np.ndarray,
+  is_correct_R: np.ndarray,
+  advantage_R: np.ndarray,
+  response_tokens: int | None,
+  tail_tokens: int,
+  bucket_tokens: int,
+) -> LossBatch:
+  """Masks of one batch, cut to the columns that carry loss.
+
+  Args:
+    prompts: as sampled from.
+    rollouts: host arrays.
+    hints: teacher contexts, if a teacher is read.
+    is_scored_R: rollouts that carry the main loss.
+    is_correct_R: rollouts that can carry the tail loss.
+    advantage_R: from `advantages`, or zeros.
+    response_tokens: the distilled window T_d; None for whole responses.
+    tail_tokens: the tail loss is on the last so many tokens of correct,
+      untruncated rollouts, the end-of-sequence token included; 0 for none.
+    bucket_tokens: the width is a multiple of this, so that few programs are
+      compiled.
+  """
+  num_columns = rollouts.response_RT.shape[1]
+  position_1T = np.arange(num_columns)[None]
+  length_R1 = rollouts.length_R[:, None]
+  is_response_RT = position_1T < length_R1
+  token_mask_RT = is_scored_R[:, None] & is_response_RT
+  if response_tokens is not None:
+    token_mask_RT &= position_1T < response_tokens
+  has_tail_R = is_correct_R & ~rollouts.is_truncated_R
+  tail_mask_RT = has_tail_R[:, None] & is_response_RT
+  tail_mask_RT &= position_1T >= length_R1 - tail_tokens
+  has_loss_T = (token_mask_RT | tail_mask_RT).any(0)
+  num_used = int(np.flatnonzero(has_loss_T).max(initial=-1)) + 1
+  width = min(round_up(num_used, bucket_tokens), num_columns)
+
+  def cut(array_RT):
+    return np.ascontiguousarray(array_RT[:, :width])
+
+  return LossBatch(
+    prompts=prompts,
+    response_RT=cut(rollouts.response_RT),
+    token_mask_RT=cut(token_mask_RT),
+    tail_mask_RT=cut(tail_mask_RT),
+    log_prob_RT=cut(rollouts.log_prob_RT),
+    advantage_R=advantage_R,
+    hints=hints,
+  )
+
+
+def given_rollouts(
+  responses: list[list[int]], *, bucket_tokens: int
+) -> Rollouts:
+  """Given responses (solutions with their end-of-sequence token) as rollouts."""
+  width = round_up(max(map(len, responses)), bucket_tokens)
+  tokens = pad_rows(responses, width)
+  return Rollouts(
+    response_RT=tokens,
+    length_R=np.array([len(response) for response in responses], np.int32),
+    log_prob_RT=np.zeros(tokens.shape, np.float32),
+    is_truncated_R=np.zeros(len(responses), bool),
+  )
+

@@ -1,0 +1,126 @@
+"""The device mesh, and the one table from dim letter to mesh axis."""
+
+import math
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ogls_jax.errors import UserError
+
+AXES = ('data', 'fsdp', 'model')
+
+# STYLE.md section 3 has the meaning of each letter. A letter that is missing
+# here is an error, so that a misspelt suffix does not replicate in silence.
+_ROWS = ('data', 'fsdp')
+ACTIVATION_AXES = {
+  'B': _ROWS, 'R': _ROWS, 'G': None, 'M': None, 'P': None, 'T': None,
+  'C': None, 'V': 'model', 'D': None, 'F': 'model', 'H': 'model', 'K': None,
+  'L': None, '1': None,
+}  # fmt: skip
+WEIGHT_AXES = {
+  'V': 'model', 'D': 'fsdp', 'F': 'model', 'H': 'model', 'K': None, 'L': None,
+  'A': None, '1': None,
+}  # fmt: skip
+
+
+def mesh_shape(num_devices: int, axis_sizes: dict[str, int]) -> dict[str, int]:
+  """Sizes of `AXES`, with one -1 filled in; UserError if they do not fit."""
+  sizes = {axis: axis_sizes[axis] for axis in AXES}
+  text = ' x '.join(f'mesh.{axis} = {size}' for axis, size in sizes.items())
+  free = [axis for axis, size in sizes.items() if size == -1]
+  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    raise UserError(f'{text}: sizes are positive, and one may be -1')
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if free and num_devices % fixed == 0:
+    sizes[free[0]] = num_devices // fixed
+  elif free or fixed != num_devices:
+    raise UserError(
+      f'{text} does not fit {num_devices} device(s); try mesh.data=-1'
+      ' mesh.fsdp=1 mesh.model=1'
+    )
+  return sizes
+
+
+def make_mesh(axis_sizes: dict[str, int]) -> Mesh:
+  """Mesh over all devices; `axis_sizes` as in `mesh_shape`."""
+  sizes = mesh_shape(jax.device_count(), axis_sizes)
+  return jax.make_mesh(
+    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+  )
+
+
+def _spec(dims: str, table: dict[str, tuple[str, ...] | str | None]):
+  axes = []
+  for letter in dims:
+    if letter not in table:
+      raise ValueError(f'dim letter {letter!r} of {dims!r} is not in the table')
+    axes.append(table[letter])
+  used = [
+    axis
+    for entry in axes
+    if entry is not None
+    for axis in ((entry,) if isinstance(entry, str) else entry)
+  ]
+  if len(used) != len(set(used)):
+    raise ValueError(f'two dims of {dims!r} land on one mesh axis: {used}')
+  return PartitionSpec(*axes)
+
+
+def activation_spec(dims: str) -> PartitionSpec:
+  """PartitionSpec of an activation or batch array with these dim letters."""
+  return _spec(dims, ACTIVATION_AXES)
+
+
+def weight_spec(dims: str) -> PartitionSpec:
+  """PartitionSpec of a parameter with these dim letters."""
+  return _spec(dims, WEIGHT_AXES)
+
+
+def shard(array: jax.Array, dims: str) -> jax.Array:
+  """Constrains an activation inside jit: `shard(logits_RTV, 'RTV')`.
+
+  Needs `jax.set_mesh`; without a mesh (single-device tests) it does nothing.
+
+  Raises:
+    ValueError: a letter is unknown, the rank differs, or two dims of the array
+      land on the same mesh axis.
+  """
+  if array.ndim != len(dims):
+    raise ValueError(f'{dims!r} names {len(dims)} dims, got {array.shape}')
+  spec = activation_spec(dims)
+  if jax.sharding.get_abstract_mesh().empty:
+    return array
+  return jax.lax.with_sharding_constraint(array, spec)
+
+
+def put_batch(tree, mesh: Mesh):
+  """Places host arrays whose first dim is rows (B or R) on the mesh.
+
+  Arrays that are on devices already stay where they are.
+  """
+
+  def put(array):
+    if isinstance(array, jax.Array):
+      return array
+    spec = PartitionSpec(_ROWS if array.ndim else None)
+    return jax.device_put(array, NamedSharding(mesh, spec))
+
+  return jax.tree.map(put, tree)
+
+
+def shardings_of(tree, mesh: Mesh):
+  """NamedShardings of a tree of parameters, optimizer state or scalars.
+
+  A variable's `dims` metadata says where it lives; anything else is replicated.
+  """
+
+  def sharding(leaf):
+    is_placed = isinstance(leaf, nnx.Variable)
+    spec = weight_spec(leaf.get_metadata()['dims']) if is_placed else None
+    return NamedSharding(mesh, spec or PartitionSpec())
+
+  return jax.tree.map(
+    sharding, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+  )

@@ -1,0 +1,1 @@
+"""One decoder for all model families, its adapters and its weights."""

@@ -1,0 +1,120 @@
+"""Prompt text for student and teacher, and its token ids."""
+
+import dataclasses
+import pathlib
+import re
+
+import jinja2.sandbox
+import numpy as np
+
+from ogls_jax.batches import PromptBatch, pad_rows
+from ogls_jax.errors import UserError
+from ogls_jax.numerics import round_up
+from ogls_jax.tasks.question import Question
+from ogls_jax.tokenizer import Tokenizer
+
+_TEMPLATES = pathlib.Path(__file__).parent / 'templates'
+_THINKING = re.compile(r'<think>.*?(</think>|\Z)\s*', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptMaker:
+  """Renders questions, with or without a hint, to token ids.
+
+  Attributes:
+    tokenizer: its chat template, if it has one, wraps the rendered text.
+    student: template of the student's message; sees `question`.
+    teacher: template of the teacher's; sees `question` and `hint`.
+  """
+
+  tokenizer: Tokenizer
+  student: jinja2.Template
+  teacher: jinja2.Template
+
+  def student_ids(self, question: Question) -> list[int]:
+    """The student's prompt, which is also the teacher's without a hint."""
+    text = self.student.render(question=question.question)
+    return self.tokenizer.encode_chat(text)
+
+  def teacher_ids(self, question: Question, hint: str) -> list[int]:
+    """The teacher's prompt with one hint; one wording for right and wrong."""
+    text = self.teacher.render(question=question.question, hint=hint)
+    return self.tokenizer.encode_chat(text)
+
+
+def load_template(key: str, name: str) -> jinja2.Template:
+  """A template by path, or by name among the packaged ones.
+
+  Raises:
+    UserError: `name` is neither, or is not a Jinja template.
+  """
+  path = pathlib.Path(name)
+  if not path.is_file():
+    path = _TEMPLATES / f'{name}.jinja'
+  if not path.is_file():
+    known = ', '.join(sorted(p.stem for p in _TEMPLATES.glob('*.jinja')))
+    raise UserError(f'{key} = {name!r} is no file and none of: {known}')
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined
+  )
+  try:
+    return environment.from_string(path.read_text(encoding='utf-8'))
+  except jinja2.TemplateSyntaxError as error:
+    raise UserError(f'{key} = {str(path)!r}: {error}') from error
+
+
+def strip_thinking(text: str) -> str:
+  """Drops <think> blocks, an unclosed one up to the end of the text."""
+  return _THINKING.sub('', text)
+
+
+def check_prompt_lengths(
+  questions: list[Question],
+  maker: PromptMaker,
+  *,
+  max_tokens: int,
+  on_bad_row: str,
+) -> tuple[list[Question], int]:
+  """Questions whose prompt fits the budget, and how many did not.
+
+  Raises:
+    UserError: a prompt is longer than `max_tokens` and `on_bad_row` is
+      'error', or no question fits.
+  """
+  kept, longest, num_long = [], 0, 0
+  for question in questions:
+    length = len(maker.student_ids(question))
+    longest = max(longest, length)
+    if length <= max_tokens:
+      kept.append(question)
+      continue
+    num_long += 1
+    if on_bad_row == 'error':
+      raise UserError(
+        f'question {question.id!r} takes {length} prompt tokens, more than'
+        f' prompt.max_tokens = {max_tokens}; raise it, or set'
+        ' data.on_bad_row=skip to leave such questions out'
+      )
+  if not kept:
+    raise UserError(
+      f'no question fits prompt.max_tokens = {max_tokens}; the longest takes'
+      f' {longest}'
+    )
+  return kept, num_long
+
+
+def make_prompt_batch(
+  questions: list[Question],
+  uids: list[int],
+  maker: PromptMaker,
+  *,
+  bucket_tokens: int,
+) -> PromptBatch:
+  """Tokenizes a batch on the host, padded to a multiple of `bucket_tokens`."""
+  rows = [maker.student_ids(question) for question in questions]
+  longest = max(map(len, rows))
+  return PromptBatch(
+    tokens_BP=pad_rows(rows, round_up(longest, bucket_tokens)),
+    length_B=np.array([len(row) for row in rows], np.int32),
+    uid_B=np.array(uids, np.uint32),
+  )

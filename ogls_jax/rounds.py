@@ -1,0 +1,182 @@
+"""One round of training data: roll out, grade, build pools, mask."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ogls_jax import hints as hints_lib
+from ogls_jax.batches import Hints, LossBatch, PromptBatch
+from ogls_jax.build import solution_of, uid_of
+from ogls_jax.evaluation import decode_responses
+from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
+from ogls_jax.mesh import put_batch
+from ogls_jax.prompts import PromptMaker, make_prompt_batch
+from ogls_jax.tasks.grading import check_answers
+from ogls_jax.tasks.question import Question
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundRules:
+  """What a round needs to know of the config; names are those of its keys."""
+
+  method: str
+  task: str
+  group_size: int
+  is_distilled: bool
+  response_tokens: int
+  tail_tokens: int
+  bucket_tokens: int
+  answer_as_solution: bool
+  hints: hints_lib.HintRules
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+  """A loss batch on devices, the host's metrics of it, rollouts to log."""
+
+  batch: LossBatch
+  values: dict[str, float]
+  samples: list[dict]
+
+
+def _kd_hints(prompts: PromptBatch, group_size: int) -> Hints:
+  """The teacher reads the student's own prompt: an anchor and no hint."""
+  num_prompts = len(prompts.length_B)
+  weights = np.ones((num_prompts, group_size, 1), np.float32)
+  return Hints(
+    context_BMC=prompts.tokens_BP[:, None],
+    length_BM=prompts.length_B[:, None],
+    anchor_BGM=weights,
+    positive_BGM=np.zeros_like(weights),
+    negative_BGM=np.zeros_like(weights),
+  )
+
+
+def sampled_round(
+  questions: list[Question],
+  rollout: Callable,
+  maker: PromptMaker,
+  rules: RoundRules,
+  mesh,
+) -> Round:
+  """Samples with `rollout` (PromptBatch -> Rollouts), grades, adds hints."""
+  began = time.monotonic()
+  uids = [uid_of(question) for question in questions]
+  prompts = make_prompt_batch(
+    questions, uids, maker, bucket_tokens=rules.bucket_tokens
+  )
+  rollouts = jax.device_get(rollout(put_batch(prompts, mesh)))
+  sampled = time.monotonic()
+  responses = decode_responses(rollouts, maker)
+  graded = [q for q in questions for _ in range(rules.group_size)]
+  is_correct_R = check_answers(responses, graded, task=rules.task)
+  graded_at = time.monotonic()
+  is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
+  is_scored_R = np.ones_like(is_correct_R)
+  hints, num_cut = None, 0
+  if rules.method == 'kd':
+    hints = _kd_hints(prompts, rules.group_size)
+  elif rules.is_distilled:
+    hints, is_scored_R, num_cut = _pool(
+      questions, responses, is_correct_BG, maker, rules
+    )
+  advantage_R = np.zeros(is_correct_R.shape, np.float32)
+  if rules.method == 'grpo':
+    advantage_R = advantages(is_correct_BG.astype(np.float64))
+  batch = make_loss_batch(
+    prompts=prompts,
+    rollouts=rollouts,
+    hints=hints,
+    is_scored_R=is_scored_R,
+    is_correct_R=is_correct_R,
+    advantage_R=advantage_R,
+    response_tokens=rules.response_tokens if rules.is_distilled else None,
+    tail_tokens=rules.tail_tokens,
+    bucket_tokens=rules.bucket_tokens,
+  )
+  is_mixed_B = is_correct_BG.any(1) & ~is_correct_BG.all(1)
+  values = {
+    'reward_mean': float(is_correct_R.mean()),
+    'mixed_group_fraction': float(is_mixed_B.mean()),
+    'steered_rollout_fraction': float(is_scored_R.mean()),
+    'response_tokens_mean': float(rollouts.length_R.mean()),
+    'truncated_fraction': float(rollouts.is_truncated_R.mean()),
+    'hints_cut': float(num_cut),
+    'seconds_sampling': sampled - began,
+    'seconds_grading': graded_at - sampled,
+    'response_tokens': float(rollouts.length_R.sum()),
+  }
+  samples = [
+    {
+      'id': question.id,
+      'question': question.question,
+      'answer': question.answer,
+      'response': response,
+      'reward': float(is_correct),
+      'is_scored': bool(is_scored),
+    }
+    for question, response, is_correct, is_scored in zip(
+      graded, responses, is_correct_R, is_scored_R, strict=True
+    )
+  ]
+  return Round(put_batch(batch, mesh), values, samples)
+
+
+def _pool(questions, responses, is_correct_BG, maker, rules):
+  solutions = [
+    solution_of(question, answer_as_solution=rules.answer_as_solution)
+    for question in questions
+  ]
+  pools = hints_lib.build_pools(
+    is_correct_BG=is_correct_BG,
+    has_solution_B=np.array([text is not None for text in solutions]),
+    method=rules.method,
+    rules=rules.hints,
+  )
+  hints, num_cut = hints_lib.build_hints(
+    questions=questions,
+    solutions=solutions,
+    responses=responses,
+    pools=pools,
+    maker=maker,
+    rules=rules.hints,
+    max_contexts=hints_lib.num_contexts(rules.method, rules.group_size),
+    bucket_tokens=rules.bucket_tokens,
+  )
+  return hints, pools.is_scored_R, num_cut
+
+
+def solution_round(
+  questions: list[Question], maker: PromptMaker, rules: RoundRules, mesh
+) -> Round:
+  """The dataset's solutions in place of rollouts (sft, offline kd)."""
+  uids = [uid_of(question) for question in questions]
+  prompts = make_prompt_batch(
+    questions, uids, maker, bucket_tokens=rules.bucket_tokens
+  )
+  responses = []
+  for question in questions:
+    text = solution_of(question, answer_as_solution=rules.answer_as_solution)
+    tokenizer = maker.tokenizer
+    responses.append(tokenizer.encode(text) + [tokenizer.eos_id])
+  rollouts = given_rollouts(responses, bucket_tokens=rules.bucket_tokens)
+  num_rows = len(questions)
+  batch = make_loss_batch(
+    prompts=prompts,
+    rollouts=rollouts,
+    hints=_kd_hints(prompts, 1) if rules.is_distilled else None,
+    is_scored_R=np.ones(num_rows, bool),
+    is_correct_R=np.zeros(num_rows, bool),
+    advantage_R=np.zeros(num_rows, np.float32),
+    response_tokens=rules.response_tokens if rules.is_distilled else None,
+    tail_tokens=0,
+    bucket_tokens=rules.bucket_tokens,
+  )
+  values = {
+    'response_tokens_mean': float(rollouts.length_R.mean()),
+    'response_tokens': float(rollouts.length_R.sum()),
+  }
+  return Round(put_batch(batch, mesh), values, [])

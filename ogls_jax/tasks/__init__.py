@@ -1,0 +1,1 @@
+"""What a question is, and how its answer is graded."""

@@ -1,0 +1,381 @@
+"""Trains a model: `python -m ogls_jax.train --config=FILE --workdir=FOLDER`.
+
+1. warm up by SFT (stage 1, if the config has one)
+2. evaluate on held-out questions
+3. loop: sample, grade, build hints, distill (stage 2)
+4. evaluate again and write summary.json
+
+The same command again continues from the last checkpoint.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_dict
+
+from ogls_jax import build, cli, data, evaluation, metrics, rounds, step
+from ogls_jax.batches import PromptBatch, TrainState
+from ogls_jax.checkpoint import Checkpointer
+from ogls_jax.errors import UserError
+from ogls_jax.mesh import make_mesh
+from ogls_jax.numerics import divide_metrics
+from ogls_jax.validate import Sizes, check_questions, validate
+from ogls_jax.warmup import warm_up
+
+# One object a step in metrics.jsonl; null where a method does not have it.
+METRICS = (
+  'loss', 'tail_loss', 'kl', 'clip_fraction', 'entropy', 'reward_mean',
+  'mixed_group_fraction', 'steered_rollout_fraction', 'strength',
+  'response_tokens_mean', 'truncated_fraction', 'hints_cut', 'rows_skipped',
+  'grad_norm', 'learning_rate', 'seconds_sampling', 'seconds_grading',
+  'seconds_distill', 'tokens_per_second',
+)  # fmt: skip
+
+
+def claim_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict):
+  """Writes config.json, or checks that the run there has the same config.
+
+  Raises:
+    UserError: another config, or a folder that cannot be written.
+  """
+  path = workdir / 'config.json'
+  text = config.to_json(indent=2, sort_keys=True)
+  if path.is_file():
+    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    changed = [
+      f'{key} = {old.get(key)!r} there, {new.get(key)!r} here'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key)
+    ]
+    if changed:
+      more = f' (and {len(changed) - 3} more)' if len(changed) > 3 else ''
+      raise UserError(
+        f'--workdir={workdir} holds a run with another config:'
+        f' {"; ".join(changed[:3])}{more}; use another workdir, or the config'
+        f' in {path}'
+      )
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
+  except OSError as error:
+    raise UserError(f'--workdir={workdir}: {error.strerror}') from error
+
+
+def _flat(tree: dict, prefix: str = '') -> dict:
+  rows = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      rows |= _flat(value, f'{prefix}{key}.')
+    else:
+      rows[prefix + key] = value
+  return rows
+
+
+@dataclasses.dataclass
+class Counters:
+  """Host-side facts of a run that its checkpoints carry along."""
+
+  before: list[float]  # share of correct answers per question at the start
+  seconds: dict[str, float]  # wall time by stage
+
+
+def round_rules(
+  config: config_dict.ConfigDict, sizes: Sizes, objective: step.Objective
+) -> rounds.RoundRules:
+  """What a round needs to know of the config."""
+  return rounds.RoundRules(
+    method=config.method,
+    task=config.data.task,
+    group_size=sizes.group_size,
+    is_distilled=objective.is_distilled,
+    response_tokens=config.distill.response_tokens,
+    tail_tokens=config.tail.tokens if config.tail.weight else 0,
+    bucket_tokens=config.prompt.bucket_tokens,
+    answer_as_solution=config.hints.answer_as_solution,
+    hints=build.hint_rules(config),
+  )
+
+
+def load_kd_teacher(config, settings, mesh) -> build.Model:
+  """The trained student of the finished run in kd.teacher_workdir."""
+  workdir = pathlib.Path(config.kd.teacher_workdir)
+  path = workdir / 'config.json'
+  if not path.is_file():
+    raise UserError(f'kd.teacher_workdir = {str(workdir)!r} has no config.json')
+  theirs = config_dict.ConfigDict(json.loads(path.read_text()))
+  teacher_settings = build.decoder_settings(theirs, settings.vocab_size)
+  base = build.base_model(theirs, teacher_settings, mesh)
+  transformation = build.make_optimizer(theirs)
+  student = build.student_model(theirs, base, mesh)
+  state = build.init_state(
+    theirs, student.params, transformation, mesh,
+    has_ema=theirs.teacher == 'ema',
+  )  # fmt: skip
+  checkpointer = Checkpointer(workdir / 'checkpoints', keep=1)
+  latest = checkpointer.latest_step()
+  if latest is None:
+    raise UserError(f'kd.teacher_workdir = {str(workdir)!r} has no checkpoint')
+  state, _ = checkpointer.restore(latest, state)
+  checkpointer.close()
+  return build.Model(student.graphdef, state.params, student.frozen)
+
+
+def train(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  stop_after_steps: int = 0,
+) -> dict:
+  """Runs both stages; returns what summary.json holds.
+
+  Args:
+    config: as from configs/default.py.
+    workdir: config, metrics, samples, checkpoints and summary go there.
+    stop_after_steps: stop, with a checkpoint, after so many more updates; 0
+      for none. The same command then continues.
+
+  Raises:
+    UserError: bad input, before anything compiles.
+    FloatingPointError: a non-finite loss; the last checkpoint is intact.
+  """
+  sizes = validate(config, jax.device_count())
+  maker = build.load_maker(config)
+  questions, held_out, num_skipped = build.load_questions(config, maker)
+  check_questions(config, questions, sizes)
+  claim_workdir(workdir, config)
+  mesh = make_mesh(dict(config.mesh))
+  with jax.set_mesh(mesh):
+    base, seconds = _starting_model(config, questions, maker, mesh, workdir)
+    student = build.student_model(config, base, mesh)
+    teacher = base
+    if config.method == 'kd':
+      settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
+      teacher = load_kd_teacher(config, settings, mesh)
+    transformation = build.make_optimizer(config)
+    objective = build.objective(config)
+    state = build.init_state(
+      config,
+      student.params,
+      transformation,
+      mesh,
+      has_ema=config.teacher == 'ema',
+    )
+    distill_step = step.make_distill_step(
+      student.graphdef,
+      teacher.graphdef,
+      transformation,
+      build.make_schedule(config),
+      objective=objective,
+      teacher_kind=config.teacher,
+      ema_decay=config.ema_decay,
+      num_microbatches=config.optimizer.num_microbatches,
+    )
+    sampler = {
+      'max_tokens': config.rollouts.max_tokens,
+      'eos_ids': maker.tokenizer.eos_ids,
+    }
+    rollout_step = step.make_rollout_step(
+      student.graphdef,
+      group_size=sizes.group_size,
+      temperature=config.rollouts.temperature,
+      top_k=config.rollouts.top_k,
+      top_p=config.rollouts.top_p,
+      min_p=config.rollouts.min_p,
+      **sampler,
+    )
+    eval_step = step.make_rollout_step(
+      student.graphdef,
+      group_size=config.eval.samples,
+      temperature=config.eval.temperature,
+      **sampler,
+    )
+    # Before and after draw from the same keys, whatever the step.
+    eval_key = jax.random.key(config.seed + 1)
+    eval_zero = jax.device_put(np.int32(0))
+
+    def accuracy(state: TrainState) -> list[float]:
+      if not held_out:
+        return []
+      fixed = dataclasses.replace(state, key=eval_key, step=eval_zero)
+
+      def sample(prompts: PromptBatch):
+        return eval_step(fixed, student.frozen, prompts)
+
+      return evaluation.evaluate(
+        sample,
+        held_out,
+        maker,
+        mesh,
+        task=config.data.task,
+        batch_questions=config.eval.batch_questions,
+        bucket_tokens=config.prompt.bucket_tokens,
+      ).tolist()
+
+    checkpointer = Checkpointer(
+      workdir / 'checkpoints', keep=config.checkpoint.keep
+    )
+    iterator = data.question_iterator(
+      questions, batch_questions=config.rollouts.batch_questions,
+      seed=config.data.seed + config.seed,
+    )  # fmt: skip
+    start = checkpointer.latest_step() or 0
+    if start:
+      state, position = checkpointer.restore(start, state)
+      iterator.set_state(position['data'])
+      counters = Counters(position['before'], position['seconds'])
+      print(f'resuming at step {start} of {workdir}', flush=True)
+    else:
+      began = time.monotonic()
+      counters = Counters(accuracy(state), seconds)
+      counters.seconds['evaluation'] = time.monotonic() - began
+      _print_accuracy('before', counters.before)
+    rules = round_rules(config, sizes, objective)
+    writer = metrics.Writer(workdir, start_step=start)
+    progress = metrics.Progress(
+      config.method, start=start, total=config.num_steps
+    )
+    last = config.num_steps
+    if stop_after_steps:
+      last = min(last, start + stop_after_steps)
+    began = time.monotonic()
+
+    with jax.transfer_guard('disallow'):
+      for number in range(start + 1, last + 1):
+        batch_questions = next(iterator)
+        if sizes.is_sampled:
+          round_ = rounds.sampled_round(
+            batch_questions,
+            lambda prompts, state=state: rollout_step(
+              state, student.frozen, prompts
+            ),
+            maker,
+            rules,
+            mesh,
+          )
+        else:
+          round_ = rounds.solution_round(batch_questions, maker, rules, mesh)
+        distilling = time.monotonic()
+        state, sums = distill_step(
+          state,
+          student.frozen,
+          (teacher.params, teacher.frozen),
+          round_.batch,
+        )
+        values = divide_metrics(jax.device_get(sums))
+        values |= round_.values
+        values['seconds_distill'] = time.monotonic() - distilling
+        values['rows_skipped'] = float(num_skipped)
+        _finish_step(
+          number, values, round_.samples, config, writer, progress
+        )
+        if number % config.checkpoint.every_steps == 0 or number == last:
+          counters.seconds[config.method] = counters.seconds.get(
+            config.method, 0.0
+          ) + (time.monotonic() - began)
+          began = time.monotonic()
+          position = {'data': iterator.get_state()}
+          position |= dataclasses.asdict(counters)
+          checkpointer.save(number, state, position)
+    progress.close()
+    writer.close()
+    checkpointer.close()
+    if last < config.num_steps:
+      print(f'stopped at step {last}; the same command continues', flush=True)
+      return {}
+    began = time.monotonic()
+    after = accuracy(state)
+    counters.seconds['evaluation'] += time.monotonic() - began
+    _print_accuracy('after', after)
+    return _write_summary(workdir, config, counters, after)
+
+
+def _starting_model(config, questions, maker, mesh, workdir):
+  settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
+  base = build.base_model(config, settings, mesh)
+  began = time.monotonic()
+  if config.warmup.num_steps:
+    folder = pathlib.Path(config.warmup.workdir or workdir) / 'warmup'
+    base = warm_up(config, base, questions, maker, mesh, folder)
+  return base, {'warmup': time.monotonic() - began}
+
+
+def _finish_step(number, values, samples, config, writer, progress):
+  total = sum(
+    values.get(name, 0.0)
+    for name in ('seconds_sampling', 'seconds_grading', 'seconds_distill')
+  )
+  values['tokens_per_second'] = values['response_tokens'] / total
+  row = {name: values.get(name, float('nan')) for name in METRICS}
+  writer.metrics(number, row)
+  # A loss over no tokens is no number; a gradient always is one.
+  has_loss = values.get('steered_rollout_fraction', 1.0) > 0
+  metrics.check_finite(
+    number, values, ('loss', 'grad_norm') if has_loss else ('grad_norm',)
+  )
+  every = config.log.samples_every_steps
+  if every and (number == 1 or number % every == 0):
+    for sample in samples[: config.log.samples_rollouts]:
+      writer.sample(number, sample)
+  text = ' '.join(
+    f'{label} {values[name]:.3f}'
+    for label, name in (('reward', 'reward_mean'), ('loss', 'loss'))
+    if name in values
+  )
+  progress.update(
+    number,
+    f'{text} {values["tokens_per_second"]:.0f} tokens/s',
+    is_printed=number % max(config.num_steps // 10, 1) == 0 or number < 4,
+  )
+
+
+def _print_accuracy(when: str, shares: list[float]) -> None:
+  if shares:
+    interval = evaluation.mean_interval(np.array(shares))
+    print(f'accuracy {when}: {interval}, {len(shares)} questions', flush=True)
+
+
+def _write_summary(workdir, config, counters, after) -> dict:
+  summary = {
+    'method': config.method,
+    'seed': config.seed,
+    'num_steps': config.num_steps,
+    'eval_questions': len(after),
+    'seconds': counters.seconds,
+  }
+  if after:
+    before_Q, after_Q = np.array(counters.before), np.array(after)
+    for name, values in (
+      ('before', before_Q),
+      ('after', after_Q),
+      ('gain', after_Q - before_Q),
+    ):
+      interval = evaluation.mean_interval(values)
+      summary[f'accuracy_{name}'] = dataclasses.asdict(interval)
+  path = workdir / 'summary.json'
+  path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+  print(f'wrote {path}', flush=True)
+  return summary
+
+
+def main() -> None:
+  """Reads the flags and trains."""
+  train(
+    cli.read_config(),
+    pathlib.Path(flags.FLAGS.workdir),
+    stop_after_steps=flags.FLAGS.stop_after_steps,
+  )
+
+
+if __name__ == '__main__':
+  cli.define_config()
+  flags.DEFINE_string('workdir', None, 'Where the run is kept.', required=True)
+  flags.DEFINE_integer(
+    'stop_after_steps', 0, 'Stop after so many updates; 0 for none.', 0
+  )
+  cli.run(main)

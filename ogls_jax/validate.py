@@ -1,0 +1,243 @@
+"""The only place that rejects a config, before anything compiles."""
+
+import dataclasses
+import math
+
+from ml_collections import config_dict
+
+from ogls_jax import loss, mesh, optimizer, step
+from ogls_jax.errors import UserError
+from ogls_jax.models.transformer import LORA_TARGETS
+from ogls_jax.tasks.grading import TASKS
+from ogls_jax.tasks.question import Question
+
+_CHOICES = {
+  'method': step.METHODS,
+  'teacher': step.TEACHERS,
+  'data.task': TASKS,
+  'data.on_bad_row': ('error', 'skip'),
+  'loss.kl': loss.KLS,
+  'loss.clip_mode': loss.CLIP_MODES,
+  'kd.source': ('rollouts', 'solutions'),
+  'optimizer.schedule': optimizer.SCHEDULES,
+  'model.dtype': ('float32', 'bfloat16'),
+  'model.param_dtype': ('float32', 'bfloat16'),
+}
+# (key, lowest, highest); both ends are allowed.
+_RANGES = [
+  ('num_steps', 1, math.inf),
+  ('seed', 0, 2**31 - 1),
+  ('ema_decay', 0, 1),
+  ('data.eval_fraction', 0, 0.9),
+  ('data.seed', 0, 2**31 - 1),
+  ('data.num_questions', 1, math.inf),
+  ('prompt.max_tokens', 1, math.inf),
+  ('prompt.bucket_tokens', 1, math.inf),
+  ('lora.rank', 0, math.inf),
+  ('lora.alpha', 0, math.inf),
+  ('rollouts.batch_questions', 1, math.inf),
+  ('rollouts.group_size', 1, math.inf),
+  ('rollouts.max_tokens', 1, math.inf),
+  ('rollouts.temperature', 1e-3, math.inf),
+  ('rollouts.top_k', 0, math.inf),
+  ('rollouts.top_p', 1e-6, 1),
+  ('rollouts.min_p', 0, 1),
+  ('hints.max_per_pool', 0, math.inf),
+  ('hints.max_tokens', 1, math.inf),
+  ('steering.max_strength', 0, math.inf),
+  ('steering.ramp_steps', 0, math.inf),
+  ('distill.response_tokens', 1, math.inf),
+  ('loss.jsd_beta', 1e-6, 1 - 1e-6),
+  ('loss.pointwise_clip', 1e-12, math.inf),
+  ('loss.temperature', 1e-3, math.inf),
+  ('loss.block_tokens', 1, math.inf),
+  ('tail.weight', 0, math.inf),
+  ('tail.tokens', 1, math.inf),
+  ('grpo.clip_low', 0, 1),
+  ('grpo.clip_high', 0, math.inf),
+  ('grpo.kl_weight', 0, math.inf),
+  ('optimizer.learning_rate', 0, math.inf),
+  ('optimizer.warmup_steps', 0, math.inf),
+  ('optimizer.weight_decay', 0, math.inf),
+  ('optimizer.max_grad_norm', 0, math.inf),
+  ('optimizer.num_microbatches', 1, math.inf),
+  ('warmup.num_steps', 0, math.inf),
+  ('warmup.batch_questions', 1, math.inf),
+  ('warmup.hint_fraction', 0, 1),
+  ('warmup.wrong_hint_fraction', 0, 1),
+  ('warmup.step_error_rate', 0, 1),
+  ('eval.num_questions', 0, math.inf),
+  ('eval.samples', 1, math.inf),
+  ('eval.batch_questions', 1, math.inf),
+  ('eval.temperature', 0, math.inf),
+  ('checkpoint.every_steps', 1, math.inf),
+  ('checkpoint.keep', 1, math.inf),
+  ('log.samples_every_steps', 0, math.inf),
+  ('log.samples_rollouts', 0, math.inf),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What follows from a valid config.
+
+  Attributes:
+    group_size: rollouts per question in a loss batch; 1 for given solutions.
+    is_sampled: False where the loss is on the dataset's solutions.
+  """
+
+  group_size: int
+  is_sampled: bool
+
+
+def get(config: config_dict.ConfigDict, key: str):
+  """The value of a dotted key."""
+  for name in key.split('.'):
+    config = config[name]
+  return config
+
+
+def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
+  """Checks every key and returns derived sizes.
+
+  Raises:
+    UserError: names the key, its value and the way out.
+  """
+  for key, choices in _CHOICES.items():
+    if get(config, key) not in choices:
+      raise UserError(
+        f'{key} = {get(config, key)!r} is none of: {", ".join(choices)}'
+      )
+  for key, low, high in _RANGES:
+    value = get(config, key)
+    if not low <= value <= high or math.isnan(value):
+      bound = f'in [{low}, {high}]' if high < math.inf else f'at least {low}'
+      raise UserError(f'{key} = {value} must be {bound}')
+  _check_model(config)
+  _check_method(config)
+  shape = mesh.mesh_shape(num_devices, dict(config.mesh))
+  _check_divides(config, rows=shape['data'] * shape['fsdp'])
+  is_sampled = config.method != 'sft' and not (
+    config.method == 'kd' and config.kd.source == 'solutions'
+  )
+  return Sizes(
+    group_size=config.rollouts.group_size if is_sampled else 1,
+    is_sampled=is_sampled,
+  )
+
+
+def lora_targets(config: config_dict.ConfigDict) -> tuple[str, ...]:
+  """The layers that carry adapters."""
+  return tuple(name.strip() for name in config.lora.targets.split(','))
+
+
+def _check_model(config):
+  unknown = [name for name in lora_targets(config) if name not in LORA_TARGETS]
+  if config.lora.rank and unknown:
+    raise UserError(
+      f'lora.targets = {config.lora.targets!r} has {unknown[0]!r}, which is'
+      f' none of: {", ".join(LORA_TARGETS)}'
+    )
+  model = config.model
+  if model.path:
+    return
+  if model.width % model.num_heads or (model.width // model.num_heads) % 2:
+    raise UserError(
+      f'model.width = {model.width} must be an even multiple of'
+      f' model.num_heads = {model.num_heads}'
+    )
+  if model.num_heads % model.num_kv_heads:
+    raise UserError(
+      f'model.num_heads = {model.num_heads} must be a multiple of'
+      f' model.num_kv_heads = {model.num_kv_heads}'
+    )
+  if not model.tokenizer_path:
+    raise UserError(
+      "model.tokenizer_path = '' needs a value where model.path is empty"
+    )
+
+
+def _check_method(config):
+  if config.method == 'kd':
+    if not config.kd.teacher_workdir:
+      raise UserError(
+        "kd.teacher_workdir = '' must name a finished run for method = 'kd'"
+      )
+    if config.teacher != 'base':
+      raise UserError(
+        f"teacher = {config.teacher!r} must be 'base' for method = 'kd', whose"
+        ' teacher is the model in kd.teacher_workdir'
+      )
+  if config.method == 'sft' and config.tail.weight:
+    raise UserError(
+      f"tail.weight = {config.tail.weight} must be 0 for method = 'sft', which"
+      ' samples no rollouts'
+    )
+  if config.warmup.num_steps and config.data.task != 'arithmetic':
+    raise UserError(
+      f'warmup.num_steps = {config.warmup.num_steps} must be 0 for data.task ='
+      f' {config.data.task!r}; only arithmetic can write wrong hints'
+    )
+
+
+def _check_divides(config, *, rows):
+  for key, parts in [
+    ('rollouts.batch_questions', config.optimizer.num_microbatches),
+    ('warmup.batch_questions', 1),
+    ('eval.batch_questions', 1),
+  ]:
+    value = get(config, key)
+    if value % (rows * parts):
+      text = f'mesh.data * mesh.fsdp = {rows}'
+      if parts > 1:
+        text += f' times optimizer.num_microbatches = {parts}'
+      unit = rows * parts
+      raise UserError(
+        f'{key} = {value} must be a multiple of {text}; try'
+        f' {key}={-(-value // unit) * unit}'
+      )
+
+
+def check_questions(
+  config: config_dict.ConfigDict, questions: list[Question], sizes: Sizes
+) -> None:
+  """Rejects a method that these questions can never give a loss.
+
+  Raises:
+    UserError: solutions or mixed groups are needed and impossible.
+  """
+  num_solved = sum(question.solution is not None for question in questions)
+  has_solutions = num_solved > 0 or config.hints.answer_as_solution
+  out = 'set hints.answer_as_solution=True, or use data with solutions'
+  if (config.method == 'opsd' or not sizes.is_sampled) and not has_solutions:
+    raise UserError(
+      f'method = {config.method!r} needs solutions and no row of the training'
+      f' data has one; {out}'
+    )
+  if not sizes.is_sampled and num_solved < len(questions) and not (
+    config.hints.answer_as_solution
+  ):
+    lacking = next(q.id for q in questions if q.solution is None)
+    raise UserError(
+      f'method = {config.method!r} trains on solutions and row {lacking!r} has'
+      f' none; {out}'
+    )
+  is_lonely = config.rollouts.group_size == 1 or (
+    config.rollouts.group_size == 2 and config.hints.exclude_self
+  )
+  if config.method == 'ogls_sd' and is_lonely:
+    if not has_solutions:
+      raise UserError(
+        f'rollouts.group_size = {config.rollouts.group_size} leaves a pool'
+        f' empty for every rollout of ogls_sd; raise it, or {out}'
+      )
+    if config.rollouts.group_size == 1 and config.hints.exclude_self:
+      raise UserError(
+        'rollouts.group_size = 1 with hints.exclude_self=True leaves P- empty'
+        ' for every rollout; raise rollouts.group_size'
+      )
+  if config.method == 'grpo' and config.rollouts.group_size == 1:
+    raise UserError(
+      'rollouts.group_size = 1 gives grpo no group to compare with; use 2 or'
+      ' more'
+    )

