@@ -79,9 +79,7 @@ def get_config() -> config_dict.ConfigDict:
     temperature=1.0,
   )
   config.checkpoint = config_dict.create(every_steps=25, keep=2)
-  config.log = config_dict.create(
-    samples_every_steps=10, samples_rollouts=8
-  )
+  config.log = config_dict.create(samples_every_steps=10, samples_rollouts=8)
   # One may be -1: all devices that the others leave.
   config.mesh = config_dict.create(data=-1, fsdp=1, model=1)
   return config
@@ -135,9 +133,10 @@ def _warmup() -> config_dict.ConfigDict:
     workdir='',  # another run whose stage 1 to share; empty: this run's
     batch_questions=128,
     learning_rate=3e-3,
-    # Share of examples shown after a hint, so that the teacher learns to read
-    # one, and the share of those hints that are wrong (task arithmetic).
+    slip_rate=0.15,  # share of wrong steps in the worked solutions
+    # Share of batches shown after hints, so that the teacher learns to read
+    # them, and the share of those hints that are wrong (task arithmetic).
     hint_fraction=0.4,
     wrong_hint_fraction=0.5,
-    step_error_rate=0.35,  # of a wrong hint's steps
+    hinted_slip_rate=0.05,  # share of steps that leave the hint
   )

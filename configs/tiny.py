@@ -10,8 +10,8 @@ def get_config():
   folder = pathlib.Path(__file__).parent
   config.data.task = 'arithmetic'
   config.data.num_questions = 20_000
-  config.data.arithmetic.num_terms = 4
-  config.data.arithmetic.max_number = 99
+  config.data.arithmetic.num_terms = 5
+  config.data.arithmetic.max_number = 9
   config.prompt.student_template = 'student_short'
   config.prompt.teacher_template = 'teacher_short'
   config.prompt.max_tokens = 64

@@ -185,16 +185,16 @@ def base_model(
   return Model(graphdef, params, nnx.State({}))
 
 
-def student_model(
-  config: config_dict.ConfigDict, base: Model, mesh
-) -> Model:
+def student_model(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
   """The model that is trained: adapters over `base`, or a copy of it.
 
   A copy, because the train state is donated and the base still teaches.
   """
   rank = config.lora.rank
   if not rank:
-    return Model(base.graphdef, jax.tree.map(jnp.copy, base.params), base.frozen)
+    return Model(
+      base.graphdef, jax.tree.map(jnp.copy, base.params), base.frozen
+    )
   settings = nnx.merge(base.graphdef, base.params).settings
   make = _make_decoder(config, settings, lora_rank=rank)
   abstract = nnx.eval_shape(make, jax.random.key(0))
@@ -215,9 +215,7 @@ def init_state(
 ) -> TrainState:
   """Step 0, with optimizer state placed like the params it belongs to."""
   shapes = jax.eval_shape(transformation.init, params)
-  init = jax.jit(
-    transformation.init, out_shardings=shardings_of(shapes, mesh)
-  )
+  init = jax.jit(transformation.init, out_shardings=shardings_of(shapes, mesh))
   rest = {
     'step': jnp.int32(0),
     # 2: apart from the keys that made the weights.

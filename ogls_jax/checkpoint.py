@@ -41,7 +41,9 @@ class Checkpointer:
         position=ocp.args.JsonRestore(),
       ),
     )
-    return _with_key(restored.state, jax.random.wrap_key_data), restored.position
+    return _with_key(
+      restored.state, jax.random.wrap_key_data
+    ), restored.position
 
   def close(self) -> None:
     """Waits until everything is on disk."""

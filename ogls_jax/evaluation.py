@@ -44,9 +44,7 @@ def decode_responses(rollouts: Rollouts, maker: PromptMaker) -> list[str]:
     rollouts.is_truncated_R,
     strict=True,
   ):
-    texts.append(
-      maker.tokenizer.decode(ids[: length - (not is_cut)].tolist())
-    )
+    texts.append(maker.tokenizer.decode(ids[: length - (not is_cut)].tolist()))
   return texts
 
 

@@ -265,5 +265,3 @@ def grpo_sums(
     loss_RT += kl_weight * kl_RT
   sums['loss'] = masked_metric(loss_RT, token_mask_RT)
   return sums
-
-

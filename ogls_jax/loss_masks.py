@@ -74,7 +74,7 @@ def make_loss_batch(
 def given_rollouts(
   responses: list[list[int]], *, bucket_tokens: int
 ) -> Rollouts:
-  """Given responses (solutions with their end-of-sequence token) as rollouts."""
+  """Given responses, end-of-sequence token included, as rollouts."""
   width = round_up(max(map(len, responses)), bucket_tokens)
   tokens = pad_rows(responses, width)
   return Rollouts(
@@ -83,4 +83,3 @@ def given_rollouts(
     log_prob_RT=np.zeros(tokens.shape, np.float32),
     is_truncated_R=np.zeros(len(responses), bool),
   )
-

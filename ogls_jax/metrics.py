@@ -14,7 +14,9 @@ import tensorboardX
 def append_json(path: pathlib.Path, row: dict) -> None:
   """Appends one JSON object as a line; nan and infinities become null."""
   clean = {
-    key: None if isinstance(value, float) and not math.isfinite(value) else value
+    key: None
+    if isinstance(value, float) and not math.isfinite(value)
+    else value
     for key, value in row.items()
   }
   with path.open('a', encoding='utf-8') as file:

@@ -198,9 +198,7 @@ def _split_batch(batch: LossBatch, num_microbatches: int) -> LossBatch:
     groups = array.reshape(
       num_prompts // num_microbatches, num_microbatches, -1, *array.shape[1:]
     )
-    return groups.swapaxes(0, 1).reshape(
-      num_microbatches, -1, *array.shape[1:]
-    )
+    return groups.swapaxes(0, 1).reshape(num_microbatches, -1, *array.shape[1:])
 
   return jax.tree.map(split, batch)
 
@@ -220,9 +218,8 @@ def make_distill_step(
 
   Args:
     graphdef: of the student, as from `split_decoder`.
-    teacher_graphdef: of the model whose states `teacher_params` lists; used when
-      `teacher_kind` is `base`. `ema` and `live` evaluate the student's graph
-      on `state.ema_params` and `state.params`.
+    teacher_graphdef: of the model in `teacher_params`, for the kind `base`;
+      `ema` and `live` put state.ema_params and state.params into `graphdef`.
     optimizer: its state is `state.opt_state`; its learning rate is 1.
     schedule: learning rate by `state.step`.
     objective: the loss.

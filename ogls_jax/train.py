@@ -271,9 +271,7 @@ def train(
         values |= round_.values
         values['seconds_distill'] = time.monotonic() - distilling
         values['rows_skipped'] = float(num_skipped)
-        _finish_step(
-          number, values, round_.samples, config, writer, progress
-        )
+        _finish_step(number, values, round_.samples, config, writer, progress)
         if number % config.checkpoint.every_steps == 0 or number == last:
           counters.seconds[config.method] = counters.seconds.get(
             config.method, 0.0

@@ -65,7 +65,8 @@ _RANGES = [
   ('warmup.batch_questions', 1, math.inf),
   ('warmup.hint_fraction', 0, 1),
   ('warmup.wrong_hint_fraction', 0, 1),
-  ('warmup.step_error_rate', 0, 1),
+  ('warmup.slip_rate', 0, 1),
+  ('warmup.hinted_slip_rate', 0, 1),
   ('eval.num_questions', 0, math.inf),
   ('eval.samples', 1, math.inf),
   ('eval.batch_questions', 1, math.inf),
@@ -214,8 +215,10 @@ def check_questions(
       f'method = {config.method!r} needs solutions and no row of the training'
       f' data has one; {out}'
     )
-  if not sizes.is_sampled and num_solved < len(questions) and not (
-    config.hints.answer_as_solution
+  if (
+    not sizes.is_sampled
+    and num_solved < len(questions)
+    and not (config.hints.answer_as_solution)
   ):
     lacking = next(q.id for q in questions if q.solution is None)
     raise UserError(

@@ -1,8 +1,9 @@
 """Stage 1: SFT on worked solutions, part of them shown after a hint.
 
-A small model cannot read a hint by itself. Here it learns to, from hints that
-are right or wrong in known shares, so that a teacher prompted with one is
-pulled towards what the hint says without trusting it blindly.
+A corpus of worked solutions with slips in it, as found texts have: the model
+learns the arithmetic and the slips. A small model cannot read a hint by itself
+either, so part of the examples follow one, right or wrong, and leave it at a
+smaller rate (`arithmetic.sample_solution` is the whole process).
 """
 
 import pathlib
@@ -33,23 +34,32 @@ def make_warmup_batch(
   *,
   hint_fraction: float,
   wrong_hint_fraction: float,
-  step_error_rate: float,
+  slip_rate: float,
+  hinted_slip_rate: float,
   bucket_tokens: int,
 ) -> LossBatch:
-  """Prompts with no hint, a right one or a wrong one; solutions as targets."""
+  """Prompts with no hint, a right or a wrong one, and solutions that follow."""
   prompts, responses = [], []
+  tokenizer = maker.tokenizer
+  # All or none, so that plain prompts are not padded to the length of hinted.
+  is_hinted = rng.random() < hint_fraction
   for question in questions:
-    if rng.random() >= hint_fraction:
-      prompts.append(maker.student_ids(question))
-    else:
-      hint = question.solution
+    hint, rate = None, slip_rate
+    if is_hinted:
+      hint, rate = question.solution, hinted_slip_rate
       if rng.random() < wrong_hint_fraction:
         hint = arithmetic.wrong_solution(
-          question, rng=rng, step_error_rate=step_error_rate
+          question, rng=rng, step_error_rate=slip_rate
         )
-      prompts.append(maker.teacher_ids(question, hint))
-    tokenizer = maker.tokenizer
-    responses.append(tokenizer.encode(question.solution) + [tokenizer.eos_id])
+    prompts.append(
+      maker.student_ids(question)
+      if hint is None
+      else maker.teacher_ids(question, hint)
+    )
+    solution = arithmetic.sample_solution(
+      question, rng=rng, slip_rate=rate, hint=hint
+    )
+    responses.append(tokenizer.encode(solution) + [tokenizer.eos_id])
   width = round_up(max(map(len, prompts)), bucket_tokens)
   num_rows = len(questions)
   return make_loss_batch(
@@ -77,7 +87,7 @@ def warm_up(
   mesh,
   folder: pathlib.Path,
 ) -> build.Model:
-  """Trains all of `base`; continues from, or stops at, `folder`'s checkpoint."""
+  """Trains all of `base`, from the checkpoint in `folder` if there is one."""
   w = config.warmup
   schedule = make_schedule(
     learning_rate=w.learning_rate,
@@ -119,7 +129,8 @@ def warm_up(
       rng,
       hint_fraction=w.hint_fraction,
       wrong_hint_fraction=w.wrong_hint_fraction,
-      step_error_rate=w.step_error_rate,
+      slip_rate=w.slip_rate,
+      hinted_slip_rate=w.hinted_slip_rate,
       bucket_tokens=config.prompt.bucket_tokens,
     )
     state, sums = sft_step(state, base.frozen, None, put_batch(batch, mesh))

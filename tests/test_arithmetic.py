@@ -161,6 +161,47 @@ def test_step_error_rate_is_met():
   assert np.mean(is_right) == pytest.approx(0.65, abs=0.03)
 
 
+def test_a_solver_slips_at_its_rate_and_goes_on_from_there():
+  questions = arithmetic.generate(300, num_terms=11, max_number=99, seed=0)
+  rng = np.random.default_rng(0)
+  is_right = [
+    ok
+    for q in questions
+    for ok in running_totals(
+      arithmetic.sample_solution(q, rng=rng, slip_rate=0.15)
+    )[1]
+  ]
+  # 3,000 steps: the standard deviation of the mean is 0.007.
+  assert np.mean(is_right) == pytest.approx(0.85, abs=0.025)
+  question = questions[0]
+  assert question.solution == arithmetic.sample_solution(
+    question, rng=rng, slip_rate=0.0
+  )
+
+
+def test_a_solver_follows_its_hint_until_it_leaves_it():
+  question = arithmetic._question((5, 4, -3, 2))
+  rng = np.random.default_rng(0)
+  hint = '5 + 4 = 8\n8 - 3 = 5\n5 + 2 = 6\n\\boxed{6}'
+  assert hint == arithmetic.sample_solution(
+    question, rng=rng, slip_rate=0.0, hint=hint
+  )
+  left = 0
+  for _ in range(200):
+    totals, is_right = running_totals(
+      arithmetic.sample_solution(question, rng=rng, slip_rate=0.3, hint=hint)
+    )
+    first = next(
+      (i for i, pair in enumerate(zip(totals, [8, 5, 6], strict=True))
+       if pair[0] != pair[1]), None,
+    )  # fmt: skip
+    if first == 0 and is_right[1]:
+      left += 1
+      # 8 - 3 is right after the hint's own 8 as well: the third step tells.
+      assert totals[1] == totals[0] - 3
+  assert left > 10
+
+
 def test_slips_by_hand():
   # 7: off by at most 10 (below 0 is dropped later, by the floor), or any digit.
   assert arithmetic._slips(7) == set(range(-3, 18)) - {7}

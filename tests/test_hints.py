@@ -27,9 +27,7 @@ def test_ogls_pools_without_solutions():
   got = pools('ogls_sd')
   # Only the wrong rollouts of the mixed group: an all-correct group gives no
   # loss, an all-wrong one none without a solution.
-  np.testing.assert_array_equal(
-    got.is_scored_R, [0, 1, 1, 0, 0, 0, 0, 0, 0]
-  )
+  np.testing.assert_array_equal(got.is_scored_R, [0, 1, 1, 0, 0, 0, 0, 0, 0])
   for g in (1, 2):
     assert got.anchor_BGN[0, g].tolist() == [1, 0, 0, 0, 0]
     assert got.positive_BGN[0, g].tolist() == [0, 0, 1, 0, 0]
@@ -41,9 +39,7 @@ def test_ogls_pools_without_solutions():
 
 def test_ogls_pools_with_solutions():
   got = pools('ogls_sd', has_solution=(True, True, True))
-  np.testing.assert_array_equal(
-    got.is_scored_R, [0, 1, 1, 0, 0, 0, 1, 1, 1]
-  )
+  np.testing.assert_array_equal(got.is_scored_R, [0, 1, 1, 0, 0, 0, 1, 1, 1])
   assert got.positive_BGN[0, 1].tolist() == [0, 0.5, 0.5, 0, 0]
   assert got.positive_BGN[2, 0].tolist() == [0, 1, 0, 0, 0]
   third = np.float32(1 / 3)
@@ -65,9 +61,7 @@ def test_max_per_pool_takes_the_solution_first():
 @pytest.mark.parametrize('method', ['pos_mean', 'pos_only'])
 def test_positive_methods_score_all_rollouts_with_a_positive_pool(method):
   got = pools(method)
-  np.testing.assert_array_equal(
-    got.is_scored_R, [1, 1, 1, 1, 1, 1, 0, 0, 0]
-  )
+  np.testing.assert_array_equal(got.is_scored_R, [1, 1, 1, 1, 1, 1, 0, 0, 0])
   assert got.positive_BGN[0, 0].tolist() == [0, 0, 1, 0, 0]
   assert not got.negative_BGN.any()
   assert got.anchor_BGN[0, 0, 0] == (method == 'pos_only')
@@ -75,9 +69,7 @@ def test_positive_methods_score_all_rollouts_with_a_positive_pool(method):
 
 def test_opsd_is_taught_by_the_solution_alone():
   got = pools('opsd', has_solution=(True, False, True))
-  np.testing.assert_array_equal(
-    got.is_scored_R, [1, 1, 1, 0, 0, 0, 1, 1, 1]
-  )
+  np.testing.assert_array_equal(got.is_scored_R, [1, 1, 1, 0, 0, 0, 1, 1, 1])
   assert got.positive_BGN[0, 2].tolist() == [0, 1, 0, 0, 0]
   assert not got.anchor_BGN.any()
 

@@ -5,14 +5,15 @@ import pathlib
 
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
-  errors numerics batches mesh tokenizer
+  errors numerics batches mesh gguf_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   data
-  models.lora models.transformer models.families models.weights
+  models.lora models.transformer models.families models.tensor_files
+  models.weights
   prompts sampling hints teacher steering loss loss_masks
   optimizer metrics checkpoint step
   validate build evaluation rounds warmup cli train
-""".split()
+""".split()  # noqa: SIM905 - the lines group what belongs together
 
 
 def imports_of(path):

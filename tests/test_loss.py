@@ -174,9 +174,7 @@ def test_token_log_probs_gather_the_given_token(block_tokens):
   logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   expected = np.take_along_axis(logp, np.array(tokens)[..., None], -1)[..., 0]
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(
-    entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5
-  )
+  np.testing.assert_allclose(entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5)
 
 
 def grpo(log_prob, advantage, **kwargs):

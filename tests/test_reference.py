@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.small import make_batch, make_decoder, naive_hidden
 
 from ogls_jax import loss, step
+from tests.small import make_batch, make_decoder, naive_hidden
 
 
 def softmax64(logits):
@@ -32,9 +32,10 @@ def reference_loss(
       row = b * group + g
       response = batch.response_RT[row].tolist()
       prompt = batch.prompts.tokens_BP[b, : batch.prompts.length_B[b]]
-      z_student = np.asarray(
-        naive_hidden(student, prompt.tolist(), response), np.float64
-      ) @ w_student.T
+      z_student = (
+        np.asarray(naive_hidden(student, prompt.tolist(), response), np.float64)
+        @ w_student.T
+      )
       z = []
       for m in range(contexts):
         hint = hints.context_BMC[b, m, : hints.length_BM[b, m]].tolist()

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.small import VOCAB, make_decoder
 
 from ogls_jax import loss, sampling
 from ogls_jax.batches import PromptBatch, unflatten_rows
+from tests.small import VOCAB, make_decoder
 
 PROMPTS = PromptBatch(
   tokens_BP=np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]], np.int32),
@@ -89,9 +89,7 @@ def test_tokens_do_not_depend_on_the_batch_or_its_padding():
     ),
     group_size=2,
   )
-  np.testing.assert_array_equal(
-    alone.response_RT, together.response_RT[:2]
-  )
+  np.testing.assert_array_equal(alone.response_RT, together.response_RT[:2])
 
 
 def test_rollouts_of_a_group_and_keys_differ():

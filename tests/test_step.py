@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tests.small import VOCAB, make_batch, make_decoder, tree_max_difference
 
 from ogls_jax import mesh, step
 from ogls_jax.batches import TrainState
 from ogls_jax.optimizer import make_optimizer, make_schedule
+from tests.small import VOCAB, make_batch, make_decoder, tree_max_difference
 
 
 def setup(method='ogls_sd', lora_rank=0, teacher_kind='base', **kwargs):
@@ -27,7 +27,7 @@ def setup(method='ogls_sd', lora_rank=0, teacher_kind='base', **kwargs):
     step=jnp.int32(0),
     key=jax.random.key(0),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=jax.jit(optimizer.init)(params),
     ema_params=jax.tree.map(jnp.copy, params)
     if teacher_kind == 'ema'
     else None,
@@ -89,9 +89,7 @@ def test_unscored_rollouts_carry_exactly_zero_gradient():
   # The same, with other tokens in the rollouts that carry no loss.
   response = np.array(batch.response_RT)
   response[3:] = (response[3:] + 5) % VOCAB
-  changed = dataclasses.replace(
-    with_mask(batch, mask), response_RT=response
-  )
+  changed = dataclasses.replace(with_mask(batch, mask), response_RT=response)
   other, _ = gradient(changed, OGLS)
   assert tree_max_difference(masked, other) == 0
   none, _ = gradient(with_mask(batch, False), OGLS)
@@ -234,9 +232,7 @@ def test_tail_loss_reaches_the_gradient():
   batch = make_batch()
   tail = np.zeros_like(batch.token_mask_RT)
   tail[0, 0] = True
-  batch = dataclasses.replace(
-    with_mask(batch, False), tail_mask_RT=tail
-  )
+  batch = dataclasses.replace(with_mask(batch, False), tail_mask_RT=tail)
   for weight, moves in ((0.0, False), (1.0, True)):
     distill_step, state, frozen, teacher = setup(tail_weight=weight)
     before = jax.tree.map(np.array, state.params)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.small import SETTINGS, VOCAB, make_decoder, naive_hidden
 
 from ogls_jax.models.transformer import attend, project, rms_norm, rope
+from tests.small import SETTINGS, VOCAB, make_decoder, naive_hidden
 
 
 def reference_forward(decoder, tokens):

@@ -49,6 +49,7 @@ class Linear(nnx.Module):
       )
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps the last axis, in x's dtype. One layer's slice of the arrays."""
     y = x @ self.kernel[...].astype(x.dtype)
     if self.scale:
       adapter = x @ self.lora_a[...].astype(x.dtype)

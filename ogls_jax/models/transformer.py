@@ -349,9 +349,7 @@ class Decoder(nnx.Module):
           parts.append((*own_kv, jnp.expand_dims(is_own_S, range(5))))
         return parts
 
-      x_BGTD, kv = nnx.merge(graphdef, weights)(
-        x_BGTD, position_BT, make_parts
-      )
+      x_BGTD, kv = nnx.merge(graphdef, weights)(x_BGTD, position_BT, make_parts)
       return shard(x_BGTD, 'BGTD'), kv
 
     if self.is_remat:
@@ -362,7 +360,5 @@ class Decoder(nnx.Module):
     x_BGTD, (key, value) = jax.lax.scan(
       layer, x_BGTD, (stack, prefix_kv, own_kv)
     )
-    hidden_BGTD = rms_norm(
-      x_BGTD, self.final_norm[...], self.settings.norm_eps
-    )
+    hidden_BGTD = rms_norm(x_BGTD, self.final_norm[...], self.settings.norm_eps)
     return hidden_BGTD, OwnCache(key, value, jnp.int32(num_tokens))

@@ -99,15 +99,50 @@ def wrong_solution(
   for step in range(num_steps):
     total = totals[-1] + terms[step + 1]
     if is_wrong[step]:
-      # The rest of the chain takes the total down by at most this much.
-      floor = max(0, *(-np.cumsum([0, *terms[step + 2 :]])).tolist())
-      wrong = {t for t in _slips(total) if t >= floor}
-      if step == last_wrong:
-        # Errors must not cancel: from here on the difference stays.
-        wrong.discard(right_totals[step + 1])
-      total = int(rng.choice(sorted(wrong)))
+      # Errors must not cancel: after the last one the difference stays.
+      banned = right_totals[step + 1] if step == last_wrong else None
+      total = _slip(total, terms[step + 2 :], rng, banned=banned)
     totals.append(total)
   return _write_solution(terms, totals)
+
+
+def sample_solution(
+  question: Question,
+  *,
+  rng: np.random.Generator,
+  slip_rate: float,
+  hint: str | None = None,
+) -> str:
+  """Writes a solution as a solver does that slips, and that reads its hint.
+
+  Each step's result is wrong with probability `slip_rate`. Otherwise it is what
+  the hint says there, as long as all totals so far are the hint's, and the
+  right result of the step where there is no hint or they are not. So a solver
+  that has left its hint goes on from its own total.
+
+  Args:
+    question: a generated question.
+    rng: draws the slips.
+    slip_rate: share of wrong steps.
+    hint: a worked solution of this question, right or wrong.
+  """
+  terms = _parse(question.question)
+  hinted = None if hint is None else _parse_totals(terms, hint)
+  totals = [terms[0]]
+  for step, term in enumerate(terms[1:], start=1):
+    is_following = hinted is not None and totals == hinted[:step]
+    total = hinted[step] if is_following else totals[-1] + term
+    if rng.random() < slip_rate:
+      total = _slip(total, terms[step + 1 :], rng)
+    totals.append(total)
+  return _write_solution(terms, totals)
+
+
+def _slip(total, rest, rng, *, banned=None) -> int:
+  """A wrong result that lets the rest of the chain stay at 0 or above."""
+  floor = max(0, *(-np.cumsum([0, *rest])).tolist())
+  wrong = {t for t in _slips(total) if t >= floor} - {banned}
+  return int(rng.choice(sorted(wrong)))
 
 
 def train_tokenizer(path: str | os.PathLike) -> None:
@@ -217,6 +252,12 @@ def _parse(text: str) -> list[int]:
   first, *rest = text.split(' ')
   pairs = zip(rest[::2], rest[1::2], strict=True)
   return [int(first)] + [int(sign + number) for sign, number in pairs]
+
+
+def _parse_totals(terms: list[int], solution: str) -> list[int]:
+  """Running totals of a worked solution, the first term included."""
+  lines = solution.splitlines()[:-1]
+  return [terms[0]] + [int(line.rpartition(' = ')[2]) for line in lines]
 
 
 def _slips(total: int) -> set[int]:

@@ -1,0 +1,270 @@
+import json
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ogls_jax import build, checkpoint, train
+from ogls_jax.errors import UserError
+from tests.small import tree_max_difference
+
+
+def small_config(**changes):
+  config = runpy.run_path('configs/tiny.py')['get_config']()
+  config.update_from_flattened_dict(
+    {
+      'model.width': 32,
+      'model.num_layers': 2,
+      'model.mlp_size': 48,
+      'data.num_questions': 64,
+      'data.arithmetic.num_terms': 2,
+      'data.arithmetic.max_number': 9,
+      'warmup.num_steps': 6,
+      'warmup.batch_questions': 8,
+      'num_steps': 4,
+      'rollouts.batch_questions': 8,
+      'rollouts.group_size': 2,
+      'rollouts.max_tokens': 16,
+      'optimizer.learning_rate': 1e-3,
+      'eval.num_questions': 9,
+      'eval.samples': 2,
+      'eval.batch_questions': 8,
+      'checkpoint.every_steps': 2,
+      'log.samples_every_steps': 2,
+      'log.samples_rollouts': 3,
+    }
+    | {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return config
+
+
+def read_rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def final_state(workdir):
+  """What the newest checkpoint holds, as numpy arrays by path."""
+  folder = sorted(
+    (workdir / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name)
+  )[-1]
+  restored = checkpoint.ocp.StandardCheckpointer().restore(
+    (folder / 'state').absolute()
+  )
+  return jax.tree.map(np.asarray, restored)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A whole run with the default method, and its workdir."""
+  assert jax.device_count() == 8
+  workdir = tmp_path_factory.mktemp('run') / 'whole'
+  return train.train(small_config(), workdir), workdir
+
+
+def test_a_run_leaves_what_the_docs_say(finished):
+  summary, workdir = finished
+  names = {path.name for path in workdir.iterdir()}
+  assert names >= {
+    'config.json', 'metrics.jsonl', 'samples.jsonl', 'summary.json',
+    'tensorboard', 'checkpoints', 'warmup',
+  }  # fmt: skip
+  rows = read_rows(workdir / 'metrics.jsonl')
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  assert all(set(row) == {'step', *train.METRICS} for row in rows)
+  assert all(row['strength'] == 1.0 for row in rows)
+  assert {row['step'] for row in read_rows(workdir / 'samples.jsonl')} == {
+    1, 2, 4,
+  }  # fmt: skip
+  assert summary == json.loads((workdir / 'summary.json').read_text())
+  assert summary['eval_questions'] == 9
+  gain = summary['accuracy_gain']['mean']
+  change = (
+    summary['accuracy_after']['mean'] - summary['accuracy_before']['mean']
+  )
+  assert gain == pytest.approx(change)
+  assert any((workdir / 'tensorboard').iterdir())
+
+
+def test_four_steps_equal_two_steps_stop_two_steps(finished, tmp_path):
+  _, whole = finished
+  workdir = tmp_path / 'halves'
+  assert train.train(small_config(), workdir, stop_after_steps=2) == {}
+  # A step that was written and then lost with the process is not repeated.
+  with (workdir / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 3, "loss": 1}\n{"step": 4, "lo')
+  train.train(small_config(), workdir)
+  expected, got = final_state(whole), final_state(workdir)
+  assert tree_max_difference(expected, got) == 0
+  timeless = [name for name in train.METRICS if 'second' not in name]
+  for row, other in zip(
+    read_rows(whole / 'metrics.jsonl'),
+    read_rows(workdir / 'metrics.jsonl'),
+    strict=True,
+  ):
+    assert {k: row[k] for k in timeless} == {k: other[k] for k in timeless}
+  samples = [read_rows(x / 'samples.jsonl') for x in (whole, workdir)]
+  assert samples[0] == samples[1]
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished):
+  summary, workdir = finished
+  again = train.train(small_config(), workdir)
+  assert again['accuracy_after'] == summary['accuracy_after']
+  assert len(read_rows(workdir / 'metrics.jsonl')) == 4
+
+
+def test_another_config_in_the_same_workdir_is_an_error(finished):
+  _, workdir = finished
+  with pytest.raises(UserError, match='steering.max_strength = 1.0 there, 2.0'):
+    train.train(small_config(steering__max_strength=2.0), workdir)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'method': 'opsd'},
+    {'method': 'pos_mean', 'teacher': 'live'},
+    {'method': 'pos_only', 'teacher': 'ema', 'loss__kl': 'reverse'},
+    {'method': 'sft'},
+    {'method': 'grpo', 'grpo__kl_weight': 0.1},
+    {'method': 'kd', 'kd__source': 'rollouts'},
+    {'method': 'kd', 'kd__source': 'solutions'},
+    {
+      'lora__rank': 2,
+      'loss__kl': 'jsd',
+      'loss__clip_mode': 'upper',
+      'tail__weight': 0.1,
+      'optimizer__num_microbatches': 1,
+    },
+  ],
+  ids=lambda changes: '-'.join(map(str, changes.values())),
+)
+def test_every_method_trains(finished, tmp_path, changes):
+  _, whole = finished
+  config = small_config(
+    num_steps=2,
+    eval__num_questions=0,
+    warmup__workdir=str(whole),
+    kd__teacher_workdir=str(whole) if changes.get('method') == 'kd' else '',
+    **changes,
+  )
+  train.train(config, tmp_path)
+  rows = read_rows(tmp_path / 'metrics.jsonl')
+  losses = [row['loss'] for row in rows if row['loss'] is not None]
+  assert losses and any(row['grad_norm'] > 0 for row in rows)
+  state = final_state(tmp_path)
+  assert state['step'] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, finished):
+  _, whole = finished
+  config = small_config(
+    warmup__workdir=str(whole), eval__num_questions=0, method='opsd'
+  )
+  train.train(config, tmp_path, stop_after_steps=2)
+  good = final_state(tmp_path)
+  original = build.objective
+
+  def broken(config):
+    return train.dataclasses.replace(original(config), temperature=float('nan'))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, 'objective', broken)
+    with pytest.raises(FloatingPointError, match='step 3: loss = nan'):
+      train.train(config, tmp_path)
+  assert tree_max_difference(good, final_state(tmp_path)) == 0
+  assert read_rows(tmp_path / 'metrics.jsonl')[-1]['loss'] is None
+  train.train(config, tmp_path)
+  assert len(read_rows(tmp_path / 'metrics.jsonl')) == 4
+
+
+def test_learning_on_one_question_at_a_time(tmp_path):
+  """The end-to-end golden run: a wrong sign, mask or pool does not learn."""
+  config = small_config(
+    method='sft', num_steps=150, eval__num_questions=64, warmup__num_steps=0,
+    optimizer__learning_rate=3e-3, data__num_questions=200,
+    rollouts__batch_questions=64, checkpoint__every_steps=150,
+    data__arithmetic__max_number=15, eval__batch_questions=64,
+  )  # fmt: skip
+  summary = train.train(config, tmp_path)
+  assert summary['accuracy_before']['mean'] < 0.1
+  assert summary['accuracy_after']['mean'] > 0.4
+
+
+def command(*args):
+  return subprocess.run(
+    [sys.executable, '-m', 'ogls_jax.train', *args],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('args', 'text'),
+  [
+    (['--config.metod=opsd'], 'Did you mean "method"'),
+    (['--config.rollouts.group_size=8.5'], 'rollouts.group_size=8.5'),
+    (['--config.rollouts.group_size=0'], 'rollouts.group_size = 0'),
+    (['--config.model.tokenizer_path=absent.model'], 'absent.model'),
+    (['--config=configs/absent.py'], 'configs/absent.py'),
+    (
+      [
+        '--config.data.task=math',
+        '--config.warmup.num_steps=0',
+        '--config.data.path=absent.jsonl',
+      ],
+      'absent.jsonl',
+    ),
+    (['--config.model.path=absent.gguf'], 'absent.gguf'),
+  ],
+  ids=lambda value: value[-1] if isinstance(value, list) else '',
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, text):
+  done = command(
+    '--config=configs/tiny.py', f'--workdir={tmp_path / "run"}', *args
+  )
+  assert done.returncode == 2, done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), done.stderr
+  assert text in lines[0]
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_a_bad_row_is_named_with_file_and_line(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "2"}\n')
+  config = small_config(
+    data__task='math', warmup__num_steps=0, data__path=str(path)
+  )
+  with pytest.raises(UserError, match='rows.jsonl:2.*answer'):
+    train.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_skipped_rows_are_counted_in_the_metrics(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  rows = [f'{{"question": "{i} + 1", "answer": "{i + 1}"}}' for i in range(20)]
+  path.write_text('\n'.join([*rows, 'broken', '']))
+  config = small_config(
+    data__task='math', warmup__num_steps=0, data__path=str(path), num_steps=1,
+    data__on_bad_row='skip', method='grpo', eval__num_questions=1,
+  )  # fmt: skip
+  train.train(config, tmp_path / 'run')
+  row = read_rows(tmp_path / 'run' / 'metrics.jsonl')[0]
+  assert row['rows_skipped'] == 1
+
+
+def test_readme_commands_exist():
+  text = pathlib.Path('README.md').read_text()
+  assert (
+    'pip install -r requirements.txt && python -m ogls_jax.train'
+    ' --config=configs/tiny.py --workdir=runs/tiny' in text
+  )
+  assert 'pip install -r requirements-test.txt && python -m pytest' in text
+  assert shutil.which('bash')

@@ -1,0 +1,135 @@
+import pathlib
+import runpy
+
+import pytest
+
+from ogls_jax import validate as validate_lib
+from ogls_jax.errors import UserError
+from ogls_jax.tasks.question import Question
+
+CONFIGS = sorted(pathlib.Path('configs').glob('[a-z]*.py'))
+SOLVED = [Question('a', '1', '1', solution='1')]
+BARE = [Question('b', '1', '1')]
+
+
+def tiny(**changes):
+  config = runpy.run_path('configs/tiny.py')['get_config']()
+  for key, value in changes.items():
+    config.update_from_flattened_dict({key.replace('__', '.'): value})
+  return config
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_validates(path):
+  config = runpy.run_path(str(path))['get_config']()
+  if path.stem == 'default':
+    config.model.path = 'some/model'
+  validate_lib.validate(config, 1)
+  assert runpy.run_path(str(path)).get('__doc__')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('method', 'dpo'),
+    ('teacher', 'frozen'),
+    ('data__task', 'chess'),
+    ('loss__kl', 'backward'),
+    ('loss__clip_mode', 'both'),
+    ('kd__source', 'web'),
+    ('optimizer__schedule', 'step'),
+    ('model__dtype', 'float8'),
+    ('num_steps', 0),
+    ('rollouts__temperature', 0.0),
+    ('rollouts__top_p', 1.5),
+    ('rollouts__top_p', float('nan')),
+    ('loss__jsd_beta', 1.0),
+    ('loss__pointwise_clip', 0.0),
+    ('distill__response_tokens', 0),
+    ('hints__max_tokens', 0),
+    ('optimizer__learning_rate', -1.0),
+    ('eval__samples', 0),
+    ('mesh__data', 3),
+  ],
+)
+def test_a_bad_value_is_named_with_its_key(key, value):
+  config = tiny(**{key: value})
+  dotted = key.replace('__', '.')
+  with pytest.raises(UserError) as error:
+    validate_lib.validate(config, 1)
+  assert f'{dotted} = {value!r}' in str(error.value)
+
+
+def test_the_table_of_ranges_names_real_keys():
+  config = tiny()
+  for key, low, high in validate_lib._RANGES:
+    assert low <= validate_lib.get(config, key) <= high
+
+
+@pytest.mark.parametrize(
+  ('changes', 'text'),
+  [
+    ({'model__width': 130}, 'model.width = 130 must be an even multiple'),
+    ({'model__num_kv_heads': 3}, 'model.num_heads = 4 must be a multiple'),
+    ({'model__tokenizer_path': ''}, "model.tokenizer_path = ''"),
+    ({'lora__rank': 4, 'lora__targets': 'q,z'}, "has 'z'"),
+    ({'method': 'kd'}, 'kd.teacher_workdir'),
+    (
+      {'method': 'kd', 'kd__teacher_workdir': 'x', 'teacher': 'ema'},
+      "teacher = 'ema'",
+    ),
+    ({'method': 'sft', 'tail__weight': 1.0}, 'tail.weight = 1.0'),
+    ({'data__task': 'math'}, 'warmup.num_steps'),
+    ({'optimizer__num_microbatches': 3}, 'try rollouts.batch_questions=9'),
+  ],
+)
+def test_values_that_do_not_go_together(changes, text):
+  with pytest.raises(UserError) as error:
+    validate_lib.validate(tiny(**changes), 1)
+  assert text in str(error.value)
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh():
+  config = tiny(rollouts__batch_questions=12)
+  with pytest.raises(UserError) as error:
+    validate_lib.validate(config, 8)
+  assert (
+    'rollouts.batch_questions = 12 must be a multiple of mesh.data * mesh.fsdp'
+    ' = 8; try rollouts.batch_questions=16' in str(error.value)
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'questions', 'text'),
+  [
+    ({'rollouts__group_size': 1}, BARE, 'rollouts.group_size = 1'),
+    (
+      {'rollouts__group_size': 1, 'hints__exclude_self': True},
+      SOLVED,
+      'leaves P- empty',
+    ),
+    ({'method': 'opsd'}, BARE, "method = 'opsd' needs solutions"),
+    ({'method': 'sft'}, BARE, "method = 'sft' needs solutions"),
+    ({'method': 'sft'}, SOLVED + BARE, "row 'b' has none"),
+    (
+      {'method': 'grpo', 'rollouts__group_size': 1},
+      SOLVED,
+      'gives grpo no group',
+    ),
+  ],
+)
+def test_methods_that_the_data_cannot_feed(changes, questions, text):
+  config = tiny(**changes)
+  sizes = validate_lib.validate(config, 1)
+  with pytest.raises(UserError) as error:
+    validate_lib.check_questions(config, questions, sizes)
+  assert text in str(error.value)
+  config.hints.answer_as_solution = True
+  if changes.get('method') in ('opsd', 'sft'):
+    validate_lib.check_questions(config, questions, sizes)
+
+
+def test_derived_sizes():
+  assert validate_lib.validate(tiny(), 1).group_size == 8
+  sft = validate_lib.validate(tiny(method='sft'), 1)
+  assert (sft.group_size, sft.is_sampled) == (1, False)
