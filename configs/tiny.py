@@ -1,4 +1,10 @@
-"""The embedded default: arithmetic, a 1M-parameter decoder, no download."""
+"""The embedded default: arithmetic, a 1M-parameter decoder, no download.
+
+    python -m ogls_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+Two CPU cores, shared with other work: 11 minutes. Accuracy at temperature 1 on
+held-out questions, seed 0: 29.4% to 32.6%.
+"""
 
 import pathlib
 
@@ -26,22 +32,25 @@ def get_config():
   config.model.num_kv_heads = 4
   config.model.mlp_size = 384
   config.lora.rank = 0
-  config.warmup.num_steps = 600
+  config.warmup.num_steps = 450
   config.warmup.batch_questions = 64
-  config.rollouts.batch_questions = 8
+  config.rollouts.batch_questions = 16
   config.rollouts.group_size = 8
   config.rollouts.max_tokens = 64
   config.rollouts.temperature = 1.0
   config.hints.max_tokens = 64
-  config.steering.max_strength = 1.0
+  # Both depart from the paper; docs/experiments.md has the measurements.
+  config.hints.exclude_self = True
+  config.steering.max_strength = 0.5
   config.steering.ramp_steps = 0
   config.distill.response_tokens = 64
   config.loss.clip_mode = 'none'
   config.loss.block_tokens = 64
-  config.optimizer.learning_rate = 5e-5
+  config.optimizer.learning_rate = 1e-4
   config.optimizer.max_grad_norm = 1.0
-  config.num_steps = 60
+  config.num_steps = 80
   config.eval.num_questions = 384
+  config.eval.samples = 4
   config.eval.batch_questions = 128
   config.checkpoint.every_steps = 20
   return config

@@ -169,16 +169,14 @@ def question_iterator(
     raise errors.UserError(
       f'batch_questions = {batch_questions} must be at least 1'
     )
-  dataset = (
-    grain.MapDataset.source(questions)
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .batch(batch_questions, batch_fn=list)
-  )
+  dataset = grain.MapDataset.source(questions).seed(seed).shuffle().repeat()
   # The questions are in memory: reader threads would only cost start-up time.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  return iter(dataset.to_iter_dataset(options))
+  # Batched last: an endless MapDataset in batches of 1 overflows its length.
+  batches = dataset.to_iter_dataset(options).batch(
+    batch_questions, batch_fn=list
+  )
+  return iter(batches)
 
 
 def _numbered_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:

@@ -299,7 +299,7 @@ def make_distill_step(
 
 def _update(state, grads, optimizer, learning_rate, *, has_tokens, ema_decay):
   """One optimizer step where the gradient is usable, else none."""
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: learning_rate * update, updates)
   params = optax.apply_updates(state.params, updates)

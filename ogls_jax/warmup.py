@@ -2,10 +2,13 @@
 
 A corpus of worked solutions with slips in it, as found texts have: the model
 learns the arithmetic and the slips. A small model cannot read a hint by itself
-either, so part of the examples follow one, right or wrong, and leave it at a
-smaller rate (`arithmetic.sample_solution` is the whole process).
+either, so part of the examples follow one, right or wrong. Where they leave it
+by a slip the slip carries no loss: the model learns to go on from a prefix that
+its hint does not share, not to leave the hint
+(`arithmetic.sample_solution` is the whole process).
 """
 
+import dataclasses
 import pathlib
 import time
 
@@ -39,7 +42,7 @@ def make_warmup_batch(
   bucket_tokens: int,
 ) -> LossBatch:
   """Prompts with no hint, a right or a wrong one, and solutions that follow."""
-  prompts, responses = [], []
+  prompts, responses, masks = [], [], []
   tokenizer = maker.tokenizer
   # All or none, so that plain prompts are not padded to the length of hinted.
   is_hinted = rng.random() < hint_fraction
@@ -56,13 +59,18 @@ def make_warmup_batch(
       if hint is None
       else maker.teacher_ids(question, hint)
     )
-    solution = arithmetic.sample_solution(
+    response, mask = [], []
+    for text, is_slip in arithmetic.sample_solution(
       question, rng=rng, slip_rate=rate, hint=hint
-    )
-    responses.append(tokenizer.encode(solution) + [tokenizer.eos_id])
+    ):
+      ids = tokenizer.encode(text)
+      response += ids
+      mask += [not (is_slip and is_hinted)] * len(ids)
+    responses.append([*response, tokenizer.eos_id])
+    masks.append([*mask, True])
   width = round_up(max(map(len, prompts)), bucket_tokens)
   num_rows = len(questions)
-  return make_loss_batch(
+  batch = make_loss_batch(
     prompts=PromptBatch(
       tokens_BP=pad_rows(prompts, width),
       length_B=np.array([len(prompt) for prompt in prompts], np.int32),
@@ -77,6 +85,8 @@ def make_warmup_batch(
     tail_tokens=0,
     bucket_tokens=bucket_tokens,
   )
+  mask_RT = pad_rows(masks, batch.token_mask_RT.shape[1]).astype(bool)
+  return dataclasses.replace(batch, token_mask_RT=mask_RT)
 
 
 def warm_up(

@@ -1,4 +1,15 @@
-import jax
+import os
+
+# Tests compile much and run little. Set before JAX starts its backend.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+  ]
+)
+
+import jax  # noqa: E402
 
 # Before any array exists: setting the device count later raises RuntimeError.
 jax.config.update('jax_num_cpu_devices', 8)

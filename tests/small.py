@@ -8,7 +8,7 @@ from flax import nnx
 from ogls_jax.batches import Hints, LossBatch, PromptBatch
 from ogls_jax.models.transformer import Decoder, DecoderSettings
 
-VOCAB = 23
+VOCAB = 24
 SETTINGS = DecoderSettings(
   vocab_size=VOCAB,
   width=16,

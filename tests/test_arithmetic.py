@@ -26,6 +26,10 @@ def running_totals(solution):
   return [int(s[4]) for s in steps], is_right
 
 
+def written(parts):
+  return ''.join(text for text, _ in parts)
+
+
 def test_question_by_hand():
   question = arithmetic._question((17, 25, -8))
   assert question == Question(
@@ -168,14 +172,14 @@ def test_a_solver_slips_at_its_rate_and_goes_on_from_there():
     ok
     for q in questions
     for ok in running_totals(
-      arithmetic.sample_solution(q, rng=rng, slip_rate=0.15)
+      written(arithmetic.sample_solution(q, rng=rng, slip_rate=0.15))
     )[1]
   ]
   # 3,000 steps: the standard deviation of the mean is 0.007.
   assert np.mean(is_right) == pytest.approx(0.85, abs=0.025)
   question = questions[0]
-  assert question.solution == arithmetic.sample_solution(
-    question, rng=rng, slip_rate=0.0
+  assert question.solution == written(
+    arithmetic.sample_solution(question, rng=rng, slip_rate=0.0)
   )
 
 
@@ -183,14 +187,15 @@ def test_a_solver_follows_its_hint_until_it_leaves_it():
   question = arithmetic._question((5, 4, -3, 2))
   rng = np.random.default_rng(0)
   hint = '5 + 4 = 8\n8 - 3 = 5\n5 + 2 = 6\n\\boxed{6}'
-  assert hint == arithmetic.sample_solution(
-    question, rng=rng, slip_rate=0.0, hint=hint
+  assert hint == written(
+    arithmetic.sample_solution(question, rng=rng, slip_rate=0.0, hint=hint)
   )
   left = 0
   for _ in range(200):
-    totals, is_right = running_totals(
-      arithmetic.sample_solution(question, rng=rng, slip_rate=0.3, hint=hint)
+    parts = arithmetic.sample_solution(
+      question, rng=rng, slip_rate=0.3, hint=hint
     )
+    totals, is_right = running_totals(written(parts))
     first = next(
       (i for i, pair in enumerate(zip(totals, [8, 5, 6], strict=True))
        if pair[0] != pair[1]), None,

@@ -279,13 +279,14 @@ def test_split_by_id_can_hold_out_nothing():
     data.split_by_id([], eval_fraction=0.0, seed=0)
 
 
-def test_iterator_gives_each_question_once_an_epoch():
+@pytest.mark.parametrize('size', [1, 4, 10])
+def test_iterator_gives_each_question_once_an_epoch(size):
   questions = make_questions(10)
-  batches = data.question_iterator(questions, batch_questions=4, seed=0)
+  batches = data.question_iterator(questions, batch_questions=size, seed=0)
   drawn = []
-  for _ in range(10):
+  for _ in range(40 // size):
     batch = next(batches)
-    assert type(batch) is list and len(batch) == 4
+    assert type(batch) is list and len(batch) == size
     drawn += batch
   epochs = [drawn[i : i + 10] for i in range(0, 40, 10)]
   for epoch in epochs:

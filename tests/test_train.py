@@ -31,6 +31,7 @@ def small_config(**changes):
       'rollouts.group_size': 2,
       'rollouts.max_tokens': 16,
       'optimizer.learning_rate': 1e-3,
+      'steering.max_strength': 1.0,
       'eval.num_questions': 9,
       'eval.samples': 2,
       'eval.batch_questions': 8,
@@ -183,17 +184,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, finished):
   assert len(read_rows(tmp_path / 'metrics.jsonl')) == 4
 
 
-def test_learning_on_one_question_at_a_time(tmp_path):
-  """The end-to-end golden run: a wrong sign, mask or pool does not learn."""
+def test_sft_learns(tmp_path):
+  """End to end: with a wrong sign or a wrong mask the loss does not fall."""
   config = small_config(
-    method='sft', num_steps=150, eval__num_questions=64, warmup__num_steps=0,
-    optimizer__learning_rate=3e-3, data__num_questions=200,
-    rollouts__batch_questions=64, checkpoint__every_steps=150,
-    data__arithmetic__max_number=15, eval__batch_questions=64,
+    method='sft', num_steps=60, eval__num_questions=0, warmup__num_steps=0,
+    optimizer__learning_rate=6e-3, data__num_questions=200,
+    rollouts__batch_questions=32, checkpoint__every_steps=60,
+    data__arithmetic__max_number=15,
   )  # fmt: skip
-  summary = train.train(config, tmp_path)
-  assert summary['accuracy_before']['mean'] < 0.1
-  assert summary['accuracy_after']['mean'] > 0.4
+  train.train(config, tmp_path)
+  rows = read_rows(tmp_path / 'metrics.jsonl')
+  # Untrained: ln 107 = 4.67 nats a token, and more.
+  assert rows[0]['loss'] > 4
+  assert rows[-1]['loss'] < 1.5
 
 
 def command(*args):

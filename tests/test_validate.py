@@ -80,7 +80,7 @@ def test_the_table_of_ranges_names_real_keys():
     ),
     ({'method': 'sft', 'tail__weight': 1.0}, 'tail.weight = 1.0'),
     ({'data__task': 'math'}, 'warmup.num_steps'),
-    ({'optimizer__num_microbatches': 3}, 'try rollouts.batch_questions=9'),
+    ({'optimizer__num_microbatches': 3}, 'try rollouts.batch_questions=18'),
   ],
 )
 def test_values_that_do_not_go_together(changes, text):

@@ -171,9 +171,14 @@ class Layer(nnx.Module):
   ):
     s = settings
     self.settings = s
-    ones = jnp.ones((s.num_layers, s.width), param_dtype)
-    self.attention_norm = nnx.Param(ones, dims='LD')
-    self.mlp_norm = nnx.Param(ones, dims='LD')
+
+    def norm():
+      # An array each: two parameters in one buffer cannot be donated.
+      return nnx.Param(
+        jnp.ones((s.num_layers, s.width), param_dtype), dims='LD'
+      )
+
+    self.attention_norm, self.mlp_norm = norm(), norm()
 
     def linear(name, in_size, out_size, dims, init_scale=1.0):
       rank = lora_rank if name in lora_targets else 0

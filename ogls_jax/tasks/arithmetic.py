@@ -112,7 +112,7 @@ def sample_solution(
   rng: np.random.Generator,
   slip_rate: float,
   hint: str | None = None,
-) -> str:
+) -> list[tuple[str, bool]]:
   """Writes a solution as a solver does that slips, and that reads its hint.
 
   Each step's result is wrong with probability `slip_rate`. Otherwise it is what
@@ -125,17 +125,23 @@ def sample_solution(
     rng: draws the slips.
     slip_rate: share of wrong steps.
     hint: a worked solution of this question, right or wrong.
+
+  Returns:
+    The text in parts, each with whether it is the result of a slip.
   """
   terms = _parse(question.question)
   hinted = None if hint is None else _parse_totals(terms, hint)
-  totals = [terms[0]]
+  totals, parts = [terms[0]], []
   for step, term in enumerate(terms[1:], start=1):
     is_following = hinted is not None and totals == hinted[:step]
     total = hinted[step] if is_following else totals[-1] + term
-    if rng.random() < slip_rate:
+    is_slip = rng.random() < slip_rate
+    if is_slip:
       total = _slip(total, terms[step + 1 :], rng)
+    head = f'{totals[-1]} {_signed(term)} = '
+    parts += [(head, False), (str(total), is_slip), ('\n', False)]
     totals.append(total)
-  return _write_solution(terms, totals)
+  return [*parts, (f'\\boxed{{{totals[-1]}}}', False)]
 
 
 def _slip(total, rest, rng, *, banned=None) -> int:
