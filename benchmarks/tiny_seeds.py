@@ -1,17 +1,21 @@
-"""Accuracy before and after configs/tiny.py, for several seeds and methods.
+"""Accuracy before and after configs/tiny.py, for several seeds and variants.
 
-    python benchmarks/tiny_seeds.py --folder=runs/seeds --seeds=3 \
-        --methods=ogls_sd,opsd
+    python -m benchmarks.tiny_seeds --folder=runs/seeds --seeds=3 \
+        --run= --run="method=opsd" --run="hints.exclude_self=False"
 
-Each seed is a whole run: its own weights, warm-up, rollouts and order of
-questions; the methods of one seed share its warm-up. The evaluation questions
-are the same for all. Finished runs are not repeated. Prints a table, and the
-gain's 95% interval over seeds (Student's t).
+A variant is the config keys it changes (`--run=` changes none), separated by
+spaces. Each seed is a whole run: its own weights, warm-up, rollouts and order
+of questions; the variants of one seed share its warm-up. The questions of
+training and evaluation are the same for all. Finished runs are not repeated,
+and other flags are passed on to every run. Prints a table with 95% intervals
+over seeds (Student's t), and the difference to the first variant, paired by
+seed.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -19,8 +23,10 @@ import numpy as np
 import scipy.stats
 
 
-def run(folder: pathlib.Path, method: str, seed: int, overrides) -> dict:
-  workdir = folder / f'{method}_{seed}'
+def train(folder: pathlib.Path, changes: str, seed: int, flags) -> dict:
+  """The summary of one run, which is trained if it is not there."""
+  name = re.sub(r'[^\w.=]+', '_', changes) or 'default'
+  workdir = folder / f'{name}_{seed}'
   summary = workdir / 'summary.json'
   if not summary.is_file():
     subprocess.run(
@@ -31,9 +37,9 @@ def run(folder: pathlib.Path, method: str, seed: int, overrides) -> dict:
         '--config=configs/tiny.py',
         f'--workdir={workdir}',
         f'--config.warmup.workdir={folder / f"warmup_{seed}"}',
-        f'--config.method={method}',
         f'--config.seed={seed}',
-        *overrides,
+        *(f'--config.{change}' for change in changes.split()),
+        *flags,
       ],
       check=True,
     )
@@ -43,35 +49,38 @@ def run(folder: pathlib.Path, method: str, seed: int, overrides) -> dict:
 def interval(values: np.ndarray) -> str:
   mean = values.mean()
   if len(values) < 2:
-    return f'{mean:+.1%}'
+    return f'{100 * mean:+.1f}'
   error = values.std(ddof=1) / len(values) ** 0.5
   half = scipy.stats.t.ppf(0.975, len(values) - 1) * error
-  return f'{mean:+.1%} [{mean - half:+.1%}, {mean + half:+.1%}]'
+  low, high = 100 * (mean - half), 100 * (mean + half)
+  return f'{100 * mean:+.1f} [{low:+.1f}, {high:+.1f}]'
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--methods', default='ogls_sd')
-  args, overrides = parser.parse_known_args()
-  rows = []
-  for method in args.methods.split(','):
-    runs = [
-      run(args.folder, method, seed, overrides) for seed in range(args.seeds)
+  parser.add_argument('--run', action='append', dest='runs')
+  args, flags = parser.parse_known_args()
+  rows, first_gain = [], None
+  for changes in args.runs or ['']:
+    summaries = [
+      train(args.folder, changes, seed, flags) for seed in range(args.seeds)
     ]
     before, after, gain = (
-      np.array([r[f'accuracy_{name}']['mean'] for r in runs])
+      np.array([s[f'accuracy_{name}']['mean'] for s in summaries])
       for name in ('before', 'after', 'gain')
     )
-    seconds = np.array([r['seconds'][method] for r in runs])
-    rows.append(
-      f'| {method} | {" ".join(f"{x:.1%}" for x in before)} |'
-      f' {" ".join(f"{x:.1%}" for x in after)} | {interval(gain)} |'
-      f' {np.median(seconds):.0f} |'
-    )
-  print('| method | before, by seed | after, by seed | gain | seconds |')
-  print('|---|---|---|---|---|')
+    seconds = np.median([s['seconds'][s['method']] for s in summaries])
+    paired = '' if first_gain is None else interval(gain - first_gain)
+    first_gain = gain if first_gain is None else first_gain
+    shares = [' '.join(f'{x:.1%}' for x in xs) for xs in (before, after)]
+    cells = (f'`{changes or "none"}`', *shares, interval(gain), paired)
+    rows.append(f'| {" | ".join(cells)} | {seconds:.0f} |')
+  print('| changes | before, by seed | after | gain, points | to first | s |')
+  print('|---|---|---|---|---|---|')
   print('\n'.join(rows))
 
 

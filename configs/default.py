@@ -131,13 +131,13 @@ def _warmup() -> config_dict.ConfigDict:
   return config_dict.create(
     num_steps=0,
     workdir='',  # another run whose stage 1 to share; empty: this run's
-    batch_questions=128,
-    learning_rate=3e-3,
-    slip_rate=0.15,  # share of wrong steps in the worked solutions
+    batch_questions=16,
+    learning_rate=1.2e-3,
+    slip_rate=0.2,  # share of wrong steps in the worked solutions
     # Share of batches shown after hints, so that the teacher learns to read
     # them, and the share of those hints that are wrong (task arithmetic).
-    hint_fraction=0.4,
+    hint_fraction=0.45,
     wrong_hint_fraction=0.5,
     # Share of steps that leave the hint; these carry no loss.
-    hinted_slip_rate=0.25,
+    hinted_slip_rate=0.3,
   )

@@ -10,7 +10,21 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Before any array exists: setting the device count later raises RuntimeError.
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def maker():
+  """Short prompts and the arithmetic tokenizer, as configs/tiny.py has."""
+  from ogls_jax import prompts
+  from ogls_jax.tokenizer import load_tokenizer
+
+  return prompts.PromptMaker(
+    tokenizer=load_tokenizer('configs/arithmetic.model'),
+    student=prompts.load_template('k', 'student_short'),
+    teacher=prompts.load_template('k', 'teacher_short'),
+  )

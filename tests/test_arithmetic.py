@@ -150,37 +150,36 @@ def test_wrong_solutions_are_wrong_and_consistent(
     assert re.findall(r'([+-]) (\d+) =', text) == asked
 
 
-def test_step_error_rate_is_met():
-  questions = arithmetic.generate(300, num_terms=11, max_number=99, seed=0)
+LONG = arithmetic.generate(300, num_terms=11, max_number=99, seed=0)
+
+
+def right_steps(write):
+  """Share of right steps among the 3,000 of solutions of `LONG`."""
   rng = np.random.default_rng(0)
-  is_right = [
-    ok
-    for q in questions
-    for ok in running_totals(
-      arithmetic.wrong_solution(q, rng=rng, step_error_rate=0.35)
-    )[1]
-  ]
-  # 3,000 steps: the standard deviation of the mean is 0.009; forcing one wrong
-  # step in 1.3 % of the chains adds 0.001.
-  assert np.mean(is_right) == pytest.approx(0.65, abs=0.03)
+  return np.mean(
+    [ok for q in LONG for ok in running_totals(write(q, rng=rng))[1]]
+  )
+
+
+def test_step_error_rate_is_met():
+  def write(question, rng):
+    return arithmetic.wrong_solution(question, rng=rng, step_error_rate=0.35)
+
+  # The standard deviation of the mean is 0.009; forcing one wrong step in 1.3 %
+  # of the chains adds 0.001.
+  assert right_steps(write) == pytest.approx(0.65, abs=0.03)
 
 
 def test_a_solver_slips_at_its_rate_and_goes_on_from_there():
-  questions = arithmetic.generate(300, num_terms=11, max_number=99, seed=0)
+  def write(question, rng, slip_rate=0.15):
+    return written(
+      arithmetic.sample_solution(question, rng=rng, slip_rate=slip_rate)
+    )
+
+  # The standard deviation of the mean is 0.007.
+  assert right_steps(write) == pytest.approx(0.85, abs=0.025)
   rng = np.random.default_rng(0)
-  is_right = [
-    ok
-    for q in questions
-    for ok in running_totals(
-      written(arithmetic.sample_solution(q, rng=rng, slip_rate=0.15))
-    )[1]
-  ]
-  # 3,000 steps: the standard deviation of the mean is 0.007.
-  assert np.mean(is_right) == pytest.approx(0.85, abs=0.025)
-  question = questions[0]
-  assert question.solution == written(
-    arithmetic.sample_solution(question, rng=rng, slip_rate=0.0)
-  )
+  assert LONG[0].solution == write(LONG[0], rng, slip_rate=0.0)
 
 
 def test_a_solver_follows_its_hint_until_it_leaves_it():

@@ -5,7 +5,6 @@ from ogls_jax import hints as hints_lib
 from ogls_jax import prompts as prompts_lib
 from ogls_jax.errors import UserError
 from ogls_jax.tasks.question import Question
-from ogls_jax.tokenizer import load_tokenizer
 
 RULES = hints_lib.HintRules(
   exclude_self=False, max_per_pool=0, max_tokens=50, strip_thinking=False
@@ -72,15 +71,6 @@ def test_opsd_is_taught_by_the_solution_alone():
   np.testing.assert_array_equal(got.is_scored_R, [1, 1, 1, 0, 0, 0, 1, 1, 1])
   assert got.positive_BGN[0, 2].tolist() == [0, 1, 0, 0, 0]
   assert not got.anchor_BGN.any()
-
-
-@pytest.fixture(scope='module')
-def maker():
-  return prompts_lib.PromptMaker(
-    tokenizer=load_tokenizer('configs/arithmetic.model'),
-    student=prompts_lib.load_template('k', 'student_short'),
-    teacher=prompts_lib.load_template('k', 'teacher_short'),
-  )
 
 
 def build(maker, method='ogls_sd', rules=RULES, solutions=(None,) * 3):

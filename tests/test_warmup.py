@@ -1,19 +1,8 @@
 import numpy as np
 import pytest
 
-from ogls_jax import prompts as prompts_lib
 from ogls_jax.tasks import arithmetic, math
-from ogls_jax.tokenizer import load_tokenizer
 from ogls_jax.warmup import make_warmup_batch
-
-
-@pytest.fixture(scope='module')
-def maker():
-  return prompts_lib.PromptMaker(
-    tokenizer=load_tokenizer('configs/arithmetic.model'),
-    student=prompts_lib.load_template('k', 'student_short'),
-    teacher=prompts_lib.load_template('k', 'teacher_short'),
-  )
 
 
 def make(maker, seed=0, **rates):
