@@ -24,26 +24,25 @@ import scipy.stats
 
 
 def train(folder: pathlib.Path, changes: str, seed: int, flags) -> dict:
-  """The summary of one run, which is trained if it is not there."""
+  """The summary of one run."""
   name = re.sub(r'[^\w.=]+', '_', changes) or 'default'
   workdir = folder / f'{name}_{seed}'
-  summary = workdir / 'summary.json'
-  if not summary.is_file():
-    subprocess.run(
-      [
-        sys.executable,
-        '-m',
-        'ogls_jax.train',
-        '--config=configs/tiny.py',
-        f'--workdir={workdir}',
-        f'--config.warmup.workdir={folder / f"warmup_{seed}"}',
-        f'--config.seed={seed}',
-        *(f'--config.{change}' for change in changes.split()),
-        *flags,
-      ],
-      check=True,
-    )
-  return json.loads(summary.read_text())
+  # A finished run with the same config ends at once; another config is refused.
+  subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'ogls_jax.train',
+      '--config=configs/tiny.py',
+      f'--workdir={workdir}',
+      f'--config.warmup.workdir={folder / f"warmup_{seed}"}',
+      f'--config.seed={seed}',
+      *(f'--config.{change}' for change in changes.split()),
+      *flags,
+    ],
+    check=True,
+  )
+  return json.loads((workdir / 'summary.json').read_text())
 
 
 def interval(values: np.ndarray) -> str:

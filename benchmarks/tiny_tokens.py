@@ -15,7 +15,6 @@ means and under the steered target, in three places:
 A target that teaches raises the first without lowering the others.
 """
 
-import pathlib
 import re
 
 import jax
@@ -24,7 +23,7 @@ from flax import nnx
 
 from ogls_jax import build, cli, data, rounds, step, teacher, warmup
 from ogls_jax import train as train_lib
-from ogls_jax.batches import unflatten_rows
+from ogls_jax.batches import flatten_rows, unflatten_rows
 from ogls_jax.mesh import make_mesh
 from ogls_jax.models.transformer import project
 from ogls_jax.validate import validate
@@ -86,8 +85,8 @@ def main():
   with jax.set_mesh(mesh):
     settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
     base = build.base_model(config, settings, mesh)
-    folder = pathlib.Path(config.warmup.workdir) / 'warmup'
-    base = warmup.warm_up(config, base, questions, maker, mesh, folder)
+    folder = warmup.folder_of(config, '.')
+    base = warmup.load_warm(config, base, mesh, folder)
     state = build.init_state(
       config, base.params, build.make_optimizer(config), mesh, has_ema=False
     )
@@ -115,8 +114,8 @@ def main():
     @jax.jit
     def probabilities(weights_BGM):
       hidden = teacher.pooled_states(decoder, hints, weights_BGM, response_BGT)
-      logits = project(hidden, decoder.unembedding_VD)
-      return jax.nn.softmax(logits).reshape(*batch.response_RT.shape, -1)
+      logits_RTV = project(flatten_rows(hidden), decoder.unembedding_VD)
+      return jax.nn.softmax(logits_RTV)
 
     difference = hints.positive_BGM - hints.negative_BGM
     targets = {

@@ -82,7 +82,8 @@ def get_config() -> config_dict.ConfigDict:
   config.log = config_dict.create(samples_every_steps=10, samples_rollouts=8)
   # One may be -1: all devices that the others leave.
   config.mesh = config_dict.create(data=-1, fsdp=1, model=1)
-  return config
+  # So that a config that misspells a key is an error, not a new key.
+  return config.lock()
 
 
 def _data() -> config_dict.ConfigDict:
@@ -95,7 +96,7 @@ def _data() -> config_dict.ConfigDict:
     tfds_split='train',
     tfds_dir='',
     on_bad_row='error',  # error, or skip (counted in the metrics)
-    seed=0,  # of generation, of the split by id and of the order
+    seed=0,  # of generation and the split by id; order: this and config.seed
     num_questions=20_000,  # generated for training (task arithmetic)
     arithmetic=config_dict.create(num_terms=4, max_number=99),
   )

@@ -1,6 +1,8 @@
 """From a config to the things a command works with."""
 
+import collections
 import dataclasses
+import logging
 import zlib
 
 import jax
@@ -58,6 +60,12 @@ def load_questions(
       f' {len(held_out)} questions are held out; lower it, or raise'
       ' data.eval_fraction'
     )
+  if num_held_out := len(held_out) - config.eval.num_questions:
+    logging.getLogger(__name__).warning(
+      '%d questions to train on; %d more are held out by data.eval_fraction ='
+      ' %s and not evaluated (eval.num_questions = %d)',
+      len(train), num_held_out, d.eval_fraction, config.eval.num_questions,
+    )  # fmt: skip
   held_out = held_out[: config.eval.num_questions]
   limits = {'max_tokens': config.prompt.max_tokens, 'on_bad_row': d.on_bad_row}
   train, num_long = check_prompt_lengths(train, maker, **limits)
@@ -74,9 +82,11 @@ def _read_questions(d):
       f'data.path = {d.path!r} and data.tfds_name = {d.tfds_name!r}: set one'
     )
   if d.tfds_name:
-    questions, num_skipped = (
-      data.read_tfds(d.tfds_name, split=d.tfds_split, data_dir=d.tfds_dir),
-      0,
+    questions, num_skipped = data.read_tfds(
+      d.tfds_name,
+      split=d.tfds_split,
+      data_dir=d.tfds_dir,
+      on_bad_row=d.on_bad_row,
     )
   else:
     questions, num_skipped = data.read_jsonl(d.path, on_bad_row=d.on_bad_row)
@@ -85,8 +95,13 @@ def _read_questions(d):
       questions, eval_fraction=d.eval_fraction, seed=d.seed
     )
     return train, held_out, num_skipped
-  held_out, more = data.read_jsonl(d.eval_path, on_bad_row=d.on_bad_row)
-  return questions, held_out, num_skipped + more
+  held_out, more = data.read_jsonl(
+    d.eval_path, on_bad_row=d.on_bad_row, key='data.eval_path'
+  )
+  train, num_shared = data.without_shared(
+    questions, held_out, on_bad_row=d.on_bad_row
+  )
+  return train, held_out, num_skipped + more + num_shared
 
 
 def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
@@ -96,9 +111,20 @@ def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
   return question.solution
 
 
-def uid_of(question: Question) -> int:
-  """Names a question in the sampling key, whatever its place in the data."""
-  return zlib.crc32(question.id.encode())
+def uids_of(questions: list[Question]) -> list[int]:
+  """Names questions in the sampling key, whatever their place in the data.
+
+  A question that comes again in one batch gets another name, and so draws
+  other rollouts.
+  """
+  seen, uids = collections.Counter(), []
+  for question in questions:
+    name = question.id
+    if seen[name]:
+      name = f'{name}#{seen[name]}'
+    seen[question.id] += 1
+    uids.append(zlib.crc32(name.encode()))
+  return uids
 
 
 def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
@@ -109,7 +135,9 @@ def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
       'prompt.student_template', config.prompt.student_template
     ),
     teacher=load_template(
-      'prompt.teacher_template', config.prompt.teacher_template
+      'prompt.teacher_template',
+      config.prompt.teacher_template,
+      ('question', 'hint'),
     ),
   )
 

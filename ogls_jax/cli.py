@@ -20,6 +20,10 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections names the last part of an unknown key and its neighbour.
     text = ' '.join(str(error.args[0]).split())
     raise UserError(f'unknown config key: {text}') from error
+  except ImportError as error:
+    raise UserError(
+      f'--config: {error}; run from the folder that holds configs/'
+    ) from error
   except (flags.Error, TypeError, ValueError) as error:
     raise UserError(' '.join(str(error).split())) from error
   if rest[1:]:
@@ -50,7 +54,10 @@ def read_config() -> config_dict.ConfigDict:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Runs a command; bad input is one line on stderr and exit code 2."""
+  """Runs a command; an error is one line on stderr.
+
+  Exit code 2 for bad input, 1 for a value that is not finite.
+  """
 
   def guarded(_):
     # Orbax tells of every file it touches at the level below.
@@ -60,6 +67,12 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
       sys.exit(USER_ERROR_CODE)
+    except FloatingPointError as error:
+      print(
+        f'error: {error}; the last checkpoint is from before it',
+        file=sys.stderr,
+      )
+      sys.exit(1)
 
   def parse(argv):
     try:

@@ -31,13 +31,14 @@ def resolve_path(path: str) -> str:
 
 
 def read_jsonl(
-  path: str, *, on_bad_row: str = 'error'
+  path: str, *, on_bad_row: str = 'error', key: str = 'data.path'
 ) -> tuple[list[Question], int]:
   """Reads (questions, number of bad rows skipped) from .jsonl or .jsonl.gz.
 
   A row is an object with strings `question` and `answer` (or an int), and
   optionally `id`, `solution` and a list of strings `choices`. The id defaults
-  to `<file stem>-<line>`. Other fields are ignored, blank lines too.
+  to `<file stem>-<line>`. Other fields are ignored, blank lines too. `key`
+  names the config key in errors.
   """
   if on_bad_row not in _BAD_ROW_CHOICES:
     raise errors.UserError(
@@ -47,7 +48,7 @@ def read_jsonl(
   file = pathlib.Path(resolve_path(path))
   stem = file.name.removesuffix('.gz').removesuffix('.jsonl')
   questions, seen, bad = [], set(), []
-  for number, line in _numbered_lines(file):
+  for number, line in _numbered_lines(file, key):
     try:
       row = json.loads(line.decode('utf-8-sig' if number == 1 else 'utf-8'))
       question = _question(row, default_id=f'{stem}-{number}')
@@ -64,7 +65,7 @@ def read_jsonl(
   if not questions:
     why = f'{len(bad)} bad rows, the first {bad[0]}' if bad else 'it is empty'
     raise errors.UserError(
-      f'data.path = {file} holds no question: {why}; '
+      f'{key} = {file} holds no question: {why}; '
       'give a file with one JSON object a line'
     )
   if bad:
@@ -79,19 +80,24 @@ def read_tfds(
   *,
   split: str,
   data_dir: str,
+  on_bad_row: str = 'error',
   columns: tuple[str, str, str, str] = (
     'id',
     'question',
     'answer',
     'solution',
   ),
-) -> list[Question]:
+) -> tuple[list[Question], int]:
   """Reads a TensorFlow Datasets split; array_record needs no TensorFlow.
+
+  Returns (questions, number of bad rows skipped), as `read_jsonl` does. A
+  column `choices` is read if there is one.
 
   Args:
     name: as `tfds.data_source` takes it, e.g. `my_set/config:1.0.0`.
     split: e.g. `train` or `train[:1000]`.
     data_dir: where it is prepared; '' is TFDS's own default.
+    on_bad_row: 'error' or 'skip'.
     columns: the data set's names for id, question, answer and solution. The
       first and the last may be absent (the id becomes `<name>-<split>-<row>`).
   """
@@ -112,7 +118,7 @@ def read_tfds(
       '`tfds build --file_format=array_record`'
     ) from error
 
-  questions, seen = [], set()
+  questions, seen, num_bad = [], set(), 0
   for i, record in enumerate(source):
     try:
       question = _question(
@@ -120,12 +126,46 @@ def read_tfds(
       )
       _check_new(question.id, seen)
     except ValueError as error:
+      if on_bad_row == 'skip':
+        num_bad += 1
+        continue
       raise errors.UserError(
         f'data.tfds_name = {name}, tfds_split = {split}, row {i}: {error}; '
-        'prepare the data set again with the row mended'
+        'prepare the data set again with the row mended, or set'
+        ' data.on_bad_row=skip'
       ) from error
     questions.append(question)
-  return questions
+  if not questions:
+    raise errors.UserError(
+      f'data.tfds_name = {name}, tfds_split = {split} holds no question'
+    )
+  return questions, num_bad
+
+
+def without_shared(
+  questions: Sequence[Question],
+  held_out: Sequence[Question],
+  *,
+  on_bad_row: str,
+) -> tuple[list[Question], int]:
+  """(questions that are not among `held_out`, number left out).
+
+  Raises:
+    UserError: there are some, and `on_bad_row` is 'error'.
+  """
+  texts = {question.question for question in held_out}
+  shared = [q for q in questions if q.question in texts]
+  if shared and on_bad_row == 'error':
+    raise errors.UserError(
+      f'data.path: question {shared[0].id!r} is also in data.eval_path; mend'
+      ' it, or set data.on_bad_row=skip to train without such questions'
+    )
+  kept = [q for q in questions if q.question not in texts]
+  if not kept:
+    raise errors.UserError(
+      'data.path holds no question beyond those of data.eval_path'
+    )
+  return kept, len(shared)
 
 
 def split_by_id(
@@ -179,12 +219,12 @@ def question_iterator(
   return iter(batches)
 
 
-def _numbered_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(
+  file: pathlib.Path, key: str
+) -> Iterator[tuple[int, bytes]]:
   """Yields (line number from 1, line) of the lines that are not blank."""
   if not file.name.endswith(('.jsonl', '.jsonl.gz')):
-    raise errors.UserError(
-      f'data.path = {file} must end in .jsonl or .jsonl.gz'
-    )
+    raise errors.UserError(f'{key} = {file} must end in .jsonl or .jsonl.gz')
   opener = gzip.open if file.suffix == '.gz' else open
   try:
     with opener(file, 'rb') as lines:
@@ -193,7 +233,7 @@ def _numbered_lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
           yield number, line
   except (OSError, EOFError, zlib.error) as error:
     raise errors.UserError(
-      f'data.path = {file} cannot be read ({type(error).__name__}: {error}); '
+      f'{key} = {file} cannot be read ({type(error).__name__}: {error}); '
       'check the path and fetch the file again if it is cut off'
     ) from error
 
@@ -252,10 +292,16 @@ def _rename_columns(record: dict, columns: Iterable[str]) -> dict:
     if column in record:
       value = record[column]
       value = int(value) if isinstance(value, np.integer) else value
-      row[field] = value.decode() if isinstance(value, bytes) else value
+      row[field] = _str(value)
     elif field in ('question', 'answer'):
       raise ValueError(
         f'there is no column {column!r} for `{field}`, only '
         f'{", ".join(sorted(record))}'
       )
+  if 'choices' in record:
+    row['choices'] = [_str(choice) for choice in record['choices']]
   return row
+
+
+def _str(value):
+  return value.decode() if isinstance(value, bytes) else value

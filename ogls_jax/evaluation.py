@@ -8,7 +8,7 @@ import numpy as np
 
 from ogls_jax import mesh as mesh_lib
 from ogls_jax.batches import Rollouts
-from ogls_jax.build import uid_of
+from ogls_jax.build import uids_of
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.tasks.grading import check_answers
 from ogls_jax.tasks.question import Question
@@ -75,7 +75,7 @@ def evaluate(
     chunk = questions[start : start + batch_questions]
     filled = chunk + [chunk[0]] * (batch_questions - len(chunk))
     prompts = make_prompt_batch(
-      filled, [uid_of(q) for q in filled], maker, bucket_tokens=bucket_tokens
+      filled, uids_of(filled), maker, bucket_tokens=bucket_tokens
     )
     rollouts = jax.device_get(sample(mesh_lib.put_batch(prompts, mesh)))
     texts = decode_responses(rollouts, maker)

@@ -147,7 +147,8 @@ def blockwise_divergence(
   Args:
     student_hidden_RTD: carries the gradient, as does its unembedding.
     student_unembedding_VD: the student's output matrix.
-    steered_hidden_RTD: h0 + strength * (pool means), float32, constant.
+    steered_hidden_RTD: h0 + strength * (pool means), float32, constant;
+      `project` rounds it to its matrix's dtype, as it does the student's.
     teacher_unembedding_VD: the teacher's output matrix, constant.
     token_mask_RT: bool.
     block_tokens: columns of T per block; R * block_tokens * V logits are held.
@@ -218,7 +219,7 @@ def token_log_probs(
 def nll_sums(
   log_prob_RT: jax.Array, token_mask_RT: jax.Array, entropy_RT: jax.Array
 ) -> dict[str, Metric]:
-  """Negative log-likelihood of the masked tokens (SFT, and the tail loss)."""
+  """Negative log-likelihood of the masked tokens (SFT)."""
   return {
     'loss': masked_metric(-log_prob_RT, token_mask_RT),
     'entropy': masked_metric(entropy_RT, token_mask_RT),

@@ -23,6 +23,13 @@ WEIGHT_AXES = {
   'A': None, '1': None,
 }  # fmt: skip
 
+_DIM_NAMES = {
+  'V': 'the vocabulary',
+  'D': 'the model width',
+  'F': 'the MLP width',
+  'H': 'all heads',
+}
+
 
 def mesh_shape(num_devices: int, axis_sizes: dict[str, int]) -> dict[str, int]:
   """Sizes of `AXES`, with one -1 filled in; UserError if they do not fit."""
@@ -113,12 +120,23 @@ def shardings_of(tree, mesh: Mesh):
   """NamedShardings of a tree of parameters, optimizer state or scalars.
 
   A variable's `dims` metadata says where it lives; anything else is replicated.
+
+  Raises:
+    UserError: a mesh axis does not divide the dim that it holds.
   """
 
   def sharding(leaf):
-    is_placed = isinstance(leaf, nnx.Variable)
-    spec = weight_spec(leaf.get_metadata()['dims']) if is_placed else None
-    return NamedSharding(mesh, spec or PartitionSpec())
+    if not isinstance(leaf, nnx.Variable):
+      return NamedSharding(mesh, PartitionSpec())
+    dims = leaf.get_metadata()['dims']
+    spec = weight_spec(dims)
+    for letter, size, axis in zip(dims, leaf.shape, spec, strict=True):
+      if axis is not None and size % mesh.shape[axis]:
+        raise UserError(
+          f'mesh.{axis} = {mesh.shape[axis]} does not divide'
+          f' {_DIM_NAMES[letter]}, {size}; choose a divisor of it'
+        )
+    return NamedSharding(mesh, spec)
 
   return jax.tree.map(
     sharding, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)

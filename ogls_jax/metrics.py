@@ -10,6 +10,8 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from ogls_jax.errors import UserError
+
 
 def append_json(path: pathlib.Path, row: dict) -> None:
   """Appends one JSON object as a line; nan and infinities become null."""
@@ -28,19 +30,27 @@ def keep_lines_up_to(path: pathlib.Path, step: int) -> None:
 
   A run killed between checkpoints repeats the steps after the last one; this
   keeps the file free of repeats.
+
+  Raises:
+    UserError: a line before the last is broken.
   """
   if not path.exists():
     return
   kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
+  # Bytes, as text lines also end where JSON strings may hold U+2028. What
+  # follows the last newline was cut.
+  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
     try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if row['step'] <= step:
-      kept.append(line + '\n')
+      row_step = json.loads(line)['step']
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{path}:{number}: not a line of a run ({error}); mend it, or move the'
+        ' file away'
+      ) from error
+    if row_step <= step:
+      kept.append(line + b'\n')
   partial = path.with_suffix('.partial')
-  partial.write_text(''.join(kept), encoding='utf-8')
+  partial.write_bytes(b''.join(kept))
   os.replace(partial, path)
 
 

@@ -9,7 +9,8 @@ SCHEDULES = ('constant', 'linear', 'cosine')
 def make_schedule(
   *, learning_rate: float, warmup_steps: int, num_steps: int, schedule: str
 ) -> optax.Schedule:
-  """Linear warmup from 0, then constant, or down to 0 at `num_steps`."""
+  """Linear warmup from learning_rate / warmup_steps at the first update, then
+  constant, or down to 0 at `num_steps`."""
   decay_steps = max(num_steps - warmup_steps, 1)
   if schedule == 'constant':
     after = optax.constant_schedule(learning_rate)
@@ -34,7 +35,9 @@ def make_optimizer(
   weight_decay: float,
   max_grad_norm: float,
 ) -> optax.GradientTransformation:
-  """Clips by global norm (0 turns it off), then AdamW in float32.
+  """Clips by global norm (0 turns it off), then AdamW.
+
+  Both moments are float32, as are the trained weights.
 
   For a learning rate of 1: the step scales the updates by the schedule at its
   own count, so that the rate logged is the rate used, also after a skipped

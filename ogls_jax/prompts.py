@@ -1,6 +1,7 @@
 """Prompt text for student and teacher, and its token ids."""
 
 import dataclasses
+import logging
 import pathlib
 import re
 
@@ -42,25 +43,34 @@ class PromptMaker:
     return self.tokenizer.encode_chat(text)
 
 
-def load_template(key: str, name: str) -> jinja2.Template:
+def load_template(
+  key: str, name: str, fields: tuple[str, ...] = ('question',)
+) -> jinja2.Template:
   """A template by path, or by name among the packaged ones.
 
   Raises:
-    UserError: `name` is neither, or is not a Jinja template.
+    UserError: `name` is neither, is not a Jinja template, does not show every
+      one of `fields`, or asks for more.
   """
-  path = pathlib.Path(name)
-  if not path.is_file():
-    path = _TEMPLATES / f'{name}.jinja'
+  path = _TEMPLATES / f'{name}.jinja'
+  if '.' in name or '/' in name:
+    path = pathlib.Path(name)
   if not path.is_file():
     known = ', '.join(sorted(p.stem for p in _TEMPLATES.glob('*.jinja')))
     raise UserError(f'{key} = {name!r} is no file and none of: {known}')
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined
   )
+  marks = {field: f'<{field}>' for field in fields}
   try:
-    return environment.from_string(path.read_text(encoding='utf-8'))
-  except jinja2.TemplateSyntaxError as error:
+    template = environment.from_string(path.read_text(encoding='utf-8'))
+    text = template.render(marks)
+  except (OSError, UnicodeError, jinja2.TemplateError) as error:
     raise UserError(f'{key} = {str(path)!r}: {error}') from error
+  for field, mark in marks.items():
+    if mark not in text:
+      raise UserError(f'{key} = {str(path)!r} does not show {{{{ {field} }}}}')
+  return template
 
 
 def strip_thinking(text: str) -> str:
@@ -81,14 +91,14 @@ def check_prompt_lengths(
     UserError: a prompt is longer than `max_tokens` and `on_bad_row` is
       'error', or no question fits.
   """
-  kept, longest, num_long = [], 0, 0
+  kept, longest, long_ids = [], 0, []
   for question in questions:
     length = len(maker.student_ids(question))
     longest = max(longest, length)
     if length <= max_tokens:
       kept.append(question)
       continue
-    num_long += 1
+    long_ids.append(question.id)
     if on_bad_row == 'error':
       raise UserError(
         f'question {question.id!r} takes {length} prompt tokens, more than'
@@ -100,7 +110,12 @@ def check_prompt_lengths(
       f'no question fits prompt.max_tokens = {max_tokens}; the longest takes'
       f' {longest}'
     )
-  return kept, num_long
+  if long_ids:
+    logging.getLogger(__name__).warning(
+      'left out %d questions longer than prompt.max_tokens = %d, the first %r',
+      len(long_ids), max_tokens, long_ids[0],
+    )  # fmt: skip
+  return kept, len(long_ids)
 
 
 def make_prompt_batch(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ogls_jax import hints as hints_lib
 from ogls_jax.batches import Hints, LossBatch, PromptBatch
-from ogls_jax.build import solution_of, uid_of
+from ogls_jax.build import solution_of, uids_of
 from ogls_jax.evaluation import decode_responses
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
@@ -64,7 +64,7 @@ def sampled_round(
 ) -> Round:
   """Samples with `rollout` (PromptBatch -> Rollouts), grades, adds hints."""
   began = time.monotonic()
-  uids = [uid_of(question) for question in questions]
+  uids = uids_of(questions)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
   )
@@ -107,6 +107,7 @@ def sampled_round(
     'hints_cut': float(num_cut),
     'seconds_sampling': sampled - began,
     'seconds_grading': graded_at - sampled,
+    'seconds_hints': time.monotonic() - graded_at,
     'response_tokens': float(rollouts.length_R.sum()),
   }
   samples = [
@@ -153,7 +154,7 @@ def solution_round(
   questions: list[Question], maker: PromptMaker, rules: RoundRules, mesh
 ) -> Round:
   """The dataset's solutions in place of rollouts (sft, offline kd)."""
-  uids = [uid_of(question) for question in questions]
+  uids = uids_of(questions)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
   )

@@ -66,12 +66,6 @@ class Objective:
     return self.is_distilled or (self.method == 'grpo' and self.kl_weight > 0)
 
 
-def split_decoder(decoder: Decoder, *, is_lora: bool):
-  """(graphdef, trained params, frozen params) of a decoder."""
-  trained = nnx.LoRAParam if is_lora else nnx.Param
-  return nnx.split(decoder, trained, ...)
-
-
 def make_rollout_step(graphdef: nnx.GraphDef, **sampler) -> Callable:
   """Jitted (state, frozen, prompts) -> Rollouts; `sampler` as for `sample`.
 
@@ -217,7 +211,7 @@ def make_distill_step(
   """Jitted (state, frozen, teacher_params, batch) -> (state, sums).
 
   Args:
-    graphdef: of the student, as from `split_decoder`.
+    graphdef: of the student, as from `nnx.split` by the trained kind.
     teacher_graphdef: of the model in `teacher_params`, for the kind `base`;
       `ema` and `live` put state.ema_params and state.params into `graphdef`.
     optimizer: its state is `state.opt_state`; its learning rate is 1.
@@ -265,19 +259,20 @@ def make_distill_step(
         total += objective.tail_weight * tail
       return total, sums
 
-    def accumulate(carry, microbatch):
-      grads, sums = jax.grad(objective_of, has_aux=True)(
-        state.params, microbatch
-      )
-      return jax.tree.map(jnp.add, carry, (grads, sums)), None
+    differentiate = jax.grad(objective_of, has_aux=True)
 
-    microbatches = _split_batch(batch, num_microbatches)
-    first = jax.tree.map(lambda x: x[0], microbatches)
-    carry = jax.grad(objective_of, has_aux=True)(state.params, first)
-    rest = jax.tree.map(lambda x: x[1:], microbatches)
-    if num_microbatches > 1:
-      carry, _ = jax.lax.scan(accumulate, carry, rest)
-    grads, sums = carry
+    def accumulate(carry, microbatch):
+      added = differentiate(state.params, microbatch)
+      return jax.tree.map(jnp.add, carry, added), None
+
+    if num_microbatches == 1:
+      grads, sums = differentiate(state.params, batch)
+    else:
+      microbatches = _split_batch(batch, num_microbatches)
+      first = jax.tree.map(lambda x: x[0], microbatches)
+      shapes = jax.eval_shape(differentiate, state.params, first)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+      (grads, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     learning_rate = schedule(state.step)
     state, grad_norm = _update(
       state,

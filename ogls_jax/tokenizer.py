@@ -65,6 +65,15 @@ class Tokenizer:
   decode: Callable[[Sequence[int]], str]
 
 
+def has_same_ids(a: Tokenizer, b: Tokenizer) -> bool:
+  """Whether every id means the same text to both."""
+  return (
+    a.vocab_size == b.vocab_size
+    and a.eos_ids == b.eos_ids
+    and all(a.decode([i]) == b.decode([i]) for i in range(a.vocab_size))
+  )
+
+
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """Loads a tokenizer by kind of file; UserError says what is wrong with it."""
   path = pathlib.Path(path).expanduser()

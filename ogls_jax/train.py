@@ -8,6 +8,7 @@
 The same command again continues from the last checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -18,14 +19,29 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from ogls_jax import build, cli, data, evaluation, metrics, rounds, step
+from ogls_jax import (
+  build,
+  cli,
+  data,
+  evaluation,
+  metrics,
+  rounds,
+  step,
+  warmup,
+)
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import make_mesh
 from ogls_jax.numerics import divide_metrics
-from ogls_jax.validate import Sizes, check_questions, validate
-from ogls_jax.warmup import warm_up
+from ogls_jax.tokenizer import has_same_ids
+from ogls_jax.validate import (
+  Sizes,
+  check_questions,
+  check_vocabulary,
+  validate,
+)
+from ogls_jax.workdir import check_same, write_json
 
 # One object a step in metrics.jsonl; null where a method does not have it.
 METRICS = (
@@ -33,48 +49,8 @@ METRICS = (
   'mixed_group_fraction', 'steered_rollout_fraction', 'strength',
   'response_tokens_mean', 'truncated_fraction', 'hints_cut', 'rows_skipped',
   'grad_norm', 'learning_rate', 'seconds_sampling', 'seconds_grading',
-  'seconds_distill', 'tokens_per_second',
+  'seconds_hints', 'seconds_distill', 'tokens_per_second',
 )  # fmt: skip
-
-
-def claim_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict):
-  """Writes config.json, or checks that the run there has the same config.
-
-  Raises:
-    UserError: another config, or a folder that cannot be written.
-  """
-  path = workdir / 'config.json'
-  text = config.to_json(indent=2, sort_keys=True)
-  if path.is_file():
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-    changed = [
-      f'{key} = {old.get(key)!r} there, {new.get(key)!r} here'
-      for key in sorted(old.keys() | new.keys())
-      if old.get(key) != new.get(key)
-    ]
-    if changed:
-      more = f' (and {len(changed) - 3} more)' if len(changed) > 3 else ''
-      raise UserError(
-        f'--workdir={workdir} holds a run with another config:'
-        f' {"; ".join(changed[:3])}{more}; use another workdir, or the config'
-        f' in {path}'
-      )
-    return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
-  except OSError as error:
-    raise UserError(f'--workdir={workdir}: {error.strerror}') from error
-
-
-def _flat(tree: dict, prefix: str = '') -> dict:
-  rows = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      rows |= _flat(value, f'{prefix}{key}.')
-    else:
-      rows[prefix + key] = value
-  return rows
 
 
 @dataclasses.dataclass
@@ -102,27 +78,43 @@ def round_rules(
   )
 
 
-def load_kd_teacher(config, settings, mesh) -> build.Model:
-  """The trained student of the finished run in kd.teacher_workdir."""
+def load_kd_teacher(config, maker, mesh) -> build.Model:
+  """The trained student of the finished run in kd.teacher_workdir.
+
+  Raises:
+    UserError: there is no such run, or its token ids are not this config's.
+  """
+  flag = f'kd.teacher_workdir = {config.kd.teacher_workdir!r}'
   workdir = pathlib.Path(config.kd.teacher_workdir)
-  path = workdir / 'config.json'
-  if not path.is_file():
-    raise UserError(f'kd.teacher_workdir = {str(workdir)!r} has no config.json')
-  theirs = config_dict.ConfigDict(json.loads(path.read_text()))
-  teacher_settings = build.decoder_settings(theirs, settings.vocab_size)
-  base = build.base_model(theirs, teacher_settings, mesh)
+  try:
+    theirs = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise UserError(f'{flag} has no readable config.json ({error})') from error
+  theirs = config_dict.ConfigDict(theirs)
+  if not (workdir / 'summary.json').is_file():
+    raise UserError(f'{flag} is not finished: it has no summary.json')
+  their_tokenizer = build.load_maker(theirs).tokenizer
+  if not has_same_ids(their_tokenizer, maker.tokenizer):
+    raise UserError(
+      f'{flag} has another tokenizer; its ids mean other tokens than those of'
+      ' this config'
+    )
+  settings = build.decoder_settings(theirs, their_tokenizer.vocab_size)
+  base = build.base_model(theirs, settings, mesh)
+  if theirs.warmup.num_steps and theirs.lora.rank:
+    base = warmup.load_warm(
+      theirs, base, mesh, warmup.folder_of(theirs, workdir)
+    )
   transformation = build.make_optimizer(theirs)
   student = build.student_model(theirs, base, mesh)
   state = build.init_state(
     theirs, student.params, transformation, mesh,
     has_ema=theirs.teacher == 'ema',
   )  # fmt: skip
-  checkpointer = Checkpointer(workdir / 'checkpoints', keep=1)
-  latest = checkpointer.latest_step()
-  if latest is None:
-    raise UserError(f'kd.teacher_workdir = {str(workdir)!r} has no checkpoint')
-  state, _ = checkpointer.restore(latest, state)
-  checkpointer.close()
+  with contextlib.closing(
+    Checkpointer(workdir / 'checkpoints', keep=theirs.checkpoint.keep)
+  ) as checkpointer:
+    state, _ = checkpointer.restore(theirs.num_steps, state)
   return build.Model(student.graphdef, state.params, student.frozen)
 
 
@@ -146,17 +138,27 @@ def train(
   """
   sizes = validate(config, jax.device_count())
   maker = build.load_maker(config)
+  check_vocabulary(config, maker.tokenizer.vocab_size)
   questions, held_out, num_skipped = build.load_questions(config, maker)
-  check_questions(config, questions, sizes)
-  claim_workdir(workdir, config)
+  check_questions(config, questions, held_out, sizes)
+  flag = f'--workdir={workdir}'
+  values = json.loads(config.to_json())
+  is_claimed = check_same(workdir / 'config.json', values, flag=flag)
+  if is_claimed and (workdir / 'summary.json').is_file():
+    print(f'{workdir} is finished; its summary.json has the result', flush=True)
+    return json.loads((workdir / 'summary.json').read_text())
   mesh = make_mesh(dict(config.mesh))
-  with jax.set_mesh(mesh):
-    base, seconds = _starting_model(config, questions, maker, mesh, workdir)
-    student = build.student_model(config, base, mesh)
-    teacher = base
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
+    base = build.base_model(config, settings, mesh)
+    teacher = None
     if config.method == 'kd':
-      settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
-      teacher = load_kd_teacher(config, settings, mesh)
+      teacher = load_kd_teacher(config, maker, mesh)
+    # Only now: what failed before leaves the workdir to a corrected command.
+    write_json(workdir / 'config.json', values, flag=flag)
+    base, seconds = _warmed(config, base, questions, maker, mesh, workdir)
+    student = build.student_model(config, base, mesh)
+    teacher = teacher or base
     transformation = build.make_optimizer(config)
     objective = build.objective(config)
     state = build.init_state(
@@ -217,8 +219,11 @@ def train(
         bucket_tokens=config.prompt.bucket_tokens,
       ).tolist()
 
-    checkpointer = Checkpointer(
-      workdir / 'checkpoints', keep=config.checkpoint.keep
+    # Closed on errors too: what was saved last must reach the disk.
+    checkpointer = stack.enter_context(
+      contextlib.closing(
+        Checkpointer(workdir / 'checkpoints', keep=config.checkpoint.keep)
+      )
     )
     iterator = data.question_iterator(
       questions, batch_questions=config.rollouts.batch_questions,
@@ -236,9 +241,13 @@ def train(
       counters.seconds['evaluation'] = time.monotonic() - began
       _print_accuracy('before', counters.before)
     rules = round_rules(config, sizes, objective)
-    writer = metrics.Writer(workdir, start_step=start)
-    progress = metrics.Progress(
-      config.method, start=start, total=config.num_steps
+    writer = stack.enter_context(
+      contextlib.closing(metrics.Writer(workdir, start_step=start))
+    )
+    progress = stack.enter_context(
+      contextlib.closing(
+        metrics.Progress(config.method, start=start, total=config.num_steps)
+      )
     )
     last = config.num_steps
     if stop_after_steps:
@@ -281,8 +290,6 @@ def train(
           position |= dataclasses.asdict(counters)
           checkpointer.save(number, state, position)
     progress.close()
-    writer.close()
-    checkpointer.close()
     if last < config.num_steps:
       print(f'stopped at step {last}; the same command continues', flush=True)
       return {}
@@ -293,21 +300,17 @@ def train(
     return _write_summary(workdir, config, counters, after)
 
 
-def _starting_model(config, questions, maker, mesh, workdir):
-  settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
-  base = build.base_model(config, settings, mesh)
+def _warmed(config, base, questions, maker, mesh, workdir):
+  """(the starting model after stage 1, seconds by stage)."""
   began = time.monotonic()
   if config.warmup.num_steps:
-    folder = pathlib.Path(config.warmup.workdir or workdir) / 'warmup'
-    base = warm_up(config, base, questions, maker, mesh, folder)
+    folder = warmup.folder_of(config, workdir)
+    base = warmup.warm_up(config, base, questions, maker, mesh, folder)
   return base, {'warmup': time.monotonic() - began}
 
 
 def _finish_step(number, values, samples, config, writer, progress):
-  total = sum(
-    values.get(name, 0.0)
-    for name in ('seconds_sampling', 'seconds_grading', 'seconds_distill')
-  )
+  total = sum(values[name] for name in values if name.startswith('seconds_'))
   values['tokens_per_second'] = values['response_tokens'] / total
   row = {name: values.get(name, float('nan')) for name in METRICS}
   writer.metrics(number, row)
@@ -323,7 +326,7 @@ def _finish_step(number, values, samples, config, writer, progress):
   text = ' '.join(
     f'{label} {values[name]:.3f}'
     for label, name in (('reward', 'reward_mean'), ('loss', 'loss'))
-    if name in values
+    if name in values and (has_loss or name != 'loss')
   )
   progress.update(
     number,
@@ -356,7 +359,7 @@ def _write_summary(workdir, config, counters, after) -> dict:
       interval = evaluation.mean_interval(values)
       summary[f'accuracy_{name}'] = dataclasses.asdict(interval)
   path = workdir / 'summary.json'
-  path.write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+  write_json(path, summary, flag=f'--workdir={workdir}')
   print(f'wrote {path}', flush=True)
   return summary
 

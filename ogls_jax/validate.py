@@ -33,8 +33,13 @@ _RANGES = [
   ('data.num_questions', 1, math.inf),
   ('prompt.max_tokens', 1, math.inf),
   ('prompt.bucket_tokens', 1, math.inf),
+  ('model.width', 1, math.inf),
+  ('model.num_layers', 1, math.inf),
+  ('model.num_heads', 1, math.inf),
+  ('model.num_kv_heads', 1, math.inf),
+  ('model.mlp_size', 1, math.inf),
   ('lora.rank', 0, math.inf),
-  ('lora.alpha', 0, math.inf),
+  ('lora.alpha', 1e-9, math.inf),
   ('rollouts.batch_questions', 1, math.inf),
   ('rollouts.group_size', 1, math.inf),
   ('rollouts.max_tokens', 1, math.inf),
@@ -58,6 +63,8 @@ _RANGES = [
   ('grpo.kl_weight', 0, math.inf),
   ('optimizer.learning_rate', 0, math.inf),
   ('optimizer.warmup_steps', 0, math.inf),
+  ('optimizer.b1', 0, 1 - 1e-9),
+  ('optimizer.b2', 0, 1 - 1e-9),
   ('optimizer.weight_decay', 0, math.inf),
   ('optimizer.max_grad_norm', 0, math.inf),
   ('optimizer.num_microbatches', 1, math.inf),
@@ -111,19 +118,23 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
       )
   for key, low, high in _RANGES:
     value = get(config, key)
-    if not low <= value <= high or math.isnan(value):
+    if not low <= value <= high or not math.isfinite(value):
       bound = f'in [{low}, {high}]' if high < math.inf else f'at least {low}'
       raise UserError(f'{key} = {value} must be {bound}')
   _check_model(config)
   _check_method(config)
   shape = mesh.mesh_shape(num_devices, dict(config.mesh))
   _check_divides(config, rows=shape['data'] * shape['fsdp'])
-  is_sampled = config.method != 'sft' and not (
-    config.method == 'kd' and config.kd.source == 'solutions'
-  )
   return Sizes(
-    group_size=config.rollouts.group_size if is_sampled else 1,
-    is_sampled=is_sampled,
+    group_size=config.rollouts.group_size if is_sampled(config) else 1,
+    is_sampled=is_sampled(config),
+  )
+
+
+def is_sampled(config: config_dict.ConfigDict) -> bool:
+  """False where the loss is on the dataset's solutions."""
+  return config.method != 'sft' and not (
+    config.method == 'kd' and config.kd.source == 'solutions'
   )
 
 
@@ -140,6 +151,11 @@ def _check_model(config):
       f' none of: {", ".join(LORA_TARGETS)}'
     )
   model = config.model
+  if not config.lora.rank and model.param_dtype != 'float32':
+    raise UserError(
+      f'model.param_dtype = {model.param_dtype!r} must be float32 for lora.rank'
+      ' = 0: most updates of a bfloat16 weight round to nothing'
+    )
   if model.path:
     return
   if model.width % model.num_heads or (model.width // model.num_heads) % 2:
@@ -169,26 +185,33 @@ def _check_method(config):
         f"teacher = {config.teacher!r} must be 'base' for method = 'kd', whose"
         ' teacher is the model in kd.teacher_workdir'
       )
-  if config.method == 'sft' and config.tail.weight:
+  if config.tail.weight and (not is_sampled(config) or config.method == 'grpo'):
     raise UserError(
-      f"tail.weight = {config.tail.weight} must be 0 for method = 'sft', which"
-      ' samples no rollouts'
+      f'tail.weight = {config.tail.weight} must be 0 for method ='
+      f' {config.method!r}: the tail is of rollouts that a teacher scores'
     )
   if config.warmup.num_steps and config.data.task != 'arithmetic':
     raise UserError(
       f'warmup.num_steps = {config.warmup.num_steps} must be 0 for data.task ='
       f' {config.data.task!r}; only arithmetic can write wrong hints'
     )
+  for key in ('data.path', 'data.tfds_name'):
+    if config.warmup.num_steps and get(config, key):
+      raise UserError(
+        f'{key} = {get(config, key)!r} must be empty for warmup.num_steps ='
+        f' {config.warmup.num_steps}: stage 1 is on generated questions; set'
+        ' warmup.num_steps=0'
+      )
 
 
 def _check_divides(config, *, rows):
-  for key, parts in [
-    ('rollouts.batch_questions', config.optimizer.num_microbatches),
-    ('warmup.batch_questions', 1),
-    ('eval.batch_questions', 1),
+  for key, parts, is_used in [
+    ('rollouts.batch_questions', config.optimizer.num_microbatches, True),
+    ('warmup.batch_questions', 1, config.warmup.num_steps > 0),
+    ('eval.batch_questions', 1, config.eval.num_questions > 0),
   ]:
     value = get(config, key)
-    if value % (rows * parts):
+    if is_used and value % (rows * parts):
       text = f'mesh.data * mesh.fsdp = {rows}'
       if parts > 1:
         text += f' times optimizer.num_microbatches = {parts}'
@@ -199,14 +222,33 @@ def _check_divides(config, *, rows):
       )
 
 
+def check_vocabulary(config: config_dict.ConfigDict, vocab_size: int) -> None:
+  """Rejects a top-k beyond the vocabulary."""
+  if config.rollouts.top_k > vocab_size:
+    raise UserError(
+      f'rollouts.top_k = {config.rollouts.top_k} is more than the vocabulary of'
+      f' {vocab_size}; 0 keeps all'
+    )
+
+
 def check_questions(
-  config: config_dict.ConfigDict, questions: list[Question], sizes: Sizes
+  config: config_dict.ConfigDict,
+  questions: list[Question],
+  held_out: list[Question],
+  sizes: Sizes,
 ) -> None:
-  """Rejects a method that these questions can never give a loss.
+  """Rejects a task or method that these questions cannot serve.
 
   Raises:
-    UserError: solutions or mixed groups are needed and impossible.
+    UserError: choices, solutions or mixed groups are needed and impossible.
   """
+  if config.data.task == 'superglue':
+    for question in [*questions, *held_out]:
+      if not question.choices:
+        raise UserError(
+          f'row {question.id!r} has no `choices`, which data.task = superglue'
+          ' needs; add them or choose another task'
+        )
   num_solved = sum(question.solution is not None for question in questions)
   has_solutions = num_solved > 0 or config.hints.answer_as_solution
   out = 'set hints.answer_as_solution=True, or use data with solutions'
@@ -239,6 +281,16 @@ def check_questions(
         'rollouts.group_size = 1 with hints.exclude_self=True leaves P- empty'
         ' for every rollout; raise rollouts.group_size'
       )
+  if (
+    config.method in ('pos_mean', 'pos_only')
+    and config.rollouts.group_size == 1
+    and config.hints.exclude_self
+    and not has_solutions
+  ):
+    raise UserError(
+      'rollouts.group_size = 1 with hints.exclude_self=True leaves P+ empty for'
+      f' every rollout; raise rollouts.group_size, or {out}'
+    )
   if config.method == 'grpo' and config.rollouts.group_size == 1:
     raise UserError(
       'rollouts.group_size = 1 gives grpo no group to compare with; use 2 or'

@@ -8,7 +8,9 @@ its hint does not share, not to leave the hint
 (`arithmetic.sample_solution` is the whole process).
 """
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 import time
 
@@ -19,6 +21,7 @@ from ml_collections import config_dict
 from ogls_jax import build, data, metrics, step
 from ogls_jax.batches import LossBatch, PromptBatch, pad_rows
 from ogls_jax.checkpoint import Checkpointer
+from ogls_jax.errors import UserError
 from ogls_jax.loss_masks import given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
 from ogls_jax.numerics import divide_metrics, round_up
@@ -26,6 +29,7 @@ from ogls_jax.optimizer import make_optimizer, make_schedule
 from ogls_jax.prompts import PromptMaker
 from ogls_jax.tasks import arithmetic
 from ogls_jax.tasks.question import Question
+from ogls_jax.workdir import check_same, write_json
 
 _PRINT_EVERY = 100
 
@@ -89,6 +93,62 @@ def make_warmup_batch(
   return dataclasses.replace(batch, token_mask_RT=mask_RT)
 
 
+def folder_of(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> pathlib.Path:
+  """Where stage 1 of a run in `workdir` is kept."""
+  return pathlib.Path(config.warmup.workdir or workdir) / 'warmup'
+
+
+def _settings_of(config) -> dict:
+  """What stage 1 depends on; runs that share one must agree on it."""
+  values = json.loads(config.to_json())
+  kept = {name: values[name] for name in ('seed', 'data', 'prompt', 'model')}
+  kept['warmup'] = values['warmup']
+  kept['eval'] = {'num_questions': values['eval']['num_questions']}
+  # Places, not settings.
+  del kept['warmup']['workdir'], kept['model']['tokenizer_path']
+  return kept
+
+
+def _schedule(config):
+  return make_schedule(
+    learning_rate=config.warmup.learning_rate,
+    warmup_steps=config.warmup.num_steps // 20,
+    num_steps=config.warmup.num_steps,
+    schedule='cosine',
+  )
+
+
+def _init(config, base, mesh):
+  transformation = make_optimizer(
+    b1=0.9, b2=0.98, weight_decay=0.01, max_grad_norm=1.0
+  )
+  state = build.init_state(
+    config, base.params, transformation, mesh, has_ema=False
+  )
+  return transformation, state
+
+
+def load_warm(
+  config: config_dict.ConfigDict,
+  base: build.Model,
+  mesh,
+  folder: pathlib.Path,
+) -> build.Model:
+  """The finished stage 1 in `folder`.
+
+  Raises:
+    UserError: it is not there, or not finished.
+  """
+  _, state = _init(config, base, mesh)
+  with contextlib.closing(Checkpointer(folder, keep=1)) as checkpointer:
+    if checkpointer.latest_step() != config.warmup.num_steps:
+      raise UserError(f'{folder} does not hold a finished stage 1')
+    state, _ = checkpointer.restore(config.warmup.num_steps, state)
+  return build.Model(base.graphdef, state.params, base.frozen)
+
+
 def warm_up(
   config: config_dict.ConfigDict,
   base: build.Model,
@@ -97,64 +157,71 @@ def warm_up(
   mesh,
   folder: pathlib.Path,
 ) -> build.Model:
-  """Trains all of `base`, from the checkpoint in `folder` if there is one."""
+  """Trains all of `base`, from the checkpoint in `folder` if there is one.
+
+  Raises:
+    UserError: `folder` holds the stage 1 of other settings.
+    FloatingPointError: a non-finite loss.
+  """
   w = config.warmup
-  schedule = make_schedule(
-    learning_rate=w.learning_rate,
-    warmup_steps=w.num_steps // 20,
-    num_steps=w.num_steps,
-    schedule='cosine',
-  )
-  transformation = make_optimizer(
-    b1=0.9, b2=0.98, weight_decay=0.01, max_grad_norm=1.0
-  )
-  state = build.init_state(
-    config, base.params, transformation, mesh, has_ema=False
-  )
+  path, flag = folder.parent / 'warmup.json', f'warmup.workdir = {w.workdir!r}'
+  settings = _settings_of(config)
+  if not check_same(path, settings, flag=flag):
+    write_json(path, settings, flag=flag)
+  transformation, state = _init(config, base, mesh)
   sft_step = step.make_distill_step(
     base.graphdef,
     None,
     transformation,
-    schedule,
+    _schedule(config),
     objective=step.Objective(
       method='sft', block_tokens=config.loss.block_tokens
     ),
   )
-  checkpointer = Checkpointer(folder, keep=1)
   iterator = data.question_iterator(
     questions, batch_questions=w.batch_questions, seed=config.seed
   )
-  start = checkpointer.latest_step() or 0
-  if start:
-    state, position = checkpointer.restore(start, state)
-    iterator.set_state(position['data'])
-  progress = metrics.Progress('warmup', start=start, total=w.num_steps)
-  began, pending = time.monotonic(), None
-  for number in range(start + 1, w.num_steps + 1):
-    # Its own stream per step, so that a resumed stage draws the same hints.
-    rng = np.random.default_rng([config.seed, number])
-    batch = make_warmup_batch(
-      next(iterator),
-      maker,
-      rng,
-      hint_fraction=w.hint_fraction,
-      wrong_hint_fraction=w.wrong_hint_fraction,
-      slip_rate=w.slip_rate,
-      hinted_slip_rate=w.hinted_slip_rate,
-      bucket_tokens=config.prompt.bucket_tokens,
+  with contextlib.ExitStack() as stack:
+    checkpointer = stack.enter_context(
+      contextlib.closing(Checkpointer(folder, keep=1))
     )
-    state, sums = sft_step(state, base.frozen, None, put_batch(batch, mesh))
-    if pending is not None:
-      _report(progress, number - 1, pending, began, start)
-    pending = sums
-    # Four saves bound what a preemption costs.
-    if number % max(w.num_steps // 4, 1) == 0 or number == w.num_steps:
-      _report(progress, number, pending, began, start)
-      pending = None
-      checkpointer.save(number, state, {'data': iterator.get_state()})
-  checkpointer.close()
-  progress.close()
+    start = checkpointer.latest_step() or 0
+    if start:
+      state, position = checkpointer.restore(start, state)
+      iterator.set_state(position['data'])
+    progress = stack.enter_context(
+      contextlib.closing(
+        metrics.Progress('warmup', start=start, total=w.num_steps)
+      )
+    )
+    began, pending = time.monotonic(), None
+    for number in range(start + 1, w.num_steps + 1):
+      batch = _numbered_batch(number, next(iterator), maker, config)
+      state, sums = sft_step(state, base.frozen, None, put_batch(batch, mesh))
+      if pending is not None:
+        _report(progress, number - 1, pending, began, start)
+      pending = sums
+      # Four saves bound what a preemption costs.
+      if number % max(w.num_steps // 4, 1) == 0 or number == w.num_steps:
+        _report(progress, number, pending, began, start)
+        pending = None
+        checkpointer.save(number, state, {'data': iterator.get_state()})
   return build.Model(base.graphdef, state.params, base.frozen)
+
+
+def _numbered_batch(number, questions, maker, config):
+  w = config.warmup
+  return make_warmup_batch(
+    questions,
+    maker,
+    # Its own stream per step, so that a resumed stage draws the same hints.
+    np.random.default_rng([config.seed, number]),
+    hint_fraction=w.hint_fraction,
+    wrong_hint_fraction=w.wrong_hint_fraction,
+    slip_rate=w.slip_rate,
+    hinted_slip_rate=w.hinted_slip_rate,
+    bucket_tokens=config.prompt.bucket_tokens,
+  )
 
 
 def _report(progress, number, sums, began, start):

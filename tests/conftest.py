@@ -26,5 +26,5 @@ def maker():
   return prompts.PromptMaker(
     tokenizer=load_tokenizer('configs/arithmetic.model'),
     student=prompts.load_template('k', 'student_short'),
-    teacher=prompts.load_template('k', 'teacher_short'),
+    teacher=prompts.load_template('k', 'teacher_short', ('question', 'hint')),
   )

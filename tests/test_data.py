@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import logging
@@ -200,12 +201,15 @@ def test_read_tfds(tmp_path):
 
   rows = [row(i, solution=f'née {i}') for i in range(6)]
   prepare_tfds(tmp_path, 'toy', rows, text_columns)
-  questions = data.read_tfds('toy', split='train', data_dir=str(tmp_path))
+  questions, num_bad = data.read_tfds(
+    'toy', split='train', data_dir=str(tmp_path)
+  )
+  assert num_bad == 0
   assert sorted(questions, key=lambda q: q.id) == [
     Question(q.id, q.question, q.answer, f'née {i}')
     for i, q in enumerate(make_questions(6))
   ]
-  part = data.read_tfds('toy', split='train[:2]', data_dir=str(tmp_path))
+  part, _ = data.read_tfds('toy', split='train[:2]', data_dir=str(tmp_path))
   assert part == questions[:2]
 
   for name, split, problem in (
@@ -224,7 +228,7 @@ def test_read_tfds_with_other_columns(tmp_path):
 
   rows = [{'problem': f'{i} + 1', 'result': i + 1} for i in range(3)]
   prepare_tfds(tmp_path, 'toy_other', rows, columns)
-  questions = data.read_tfds(
+  questions, _ = data.read_tfds(
     'toy_other',
     split='train',
     data_dir=str(tmp_path),
@@ -238,6 +242,39 @@ def test_read_tfds_with_other_columns(tmp_path):
     errors.UserError, match="no column 'question'.*only problem, result"
   ):
     data.read_tfds('toy_other', split='train', data_dir=str(tmp_path))
+
+
+def test_read_tfds_choices_and_bad_rows(tmp_path):
+  def columns(features):
+    text = features.Text()
+    return {
+      'question': text,
+      'answer': text,
+      'choices': features.Sequence(features.Text()),
+    }
+
+  rows = [
+    {'question': f'q{i}', 'answer': answer, 'choices': ['yes', 'no']}
+    for i, answer in enumerate(['yes', 'maybe', 'no'])
+  ]
+  prepare_tfds(tmp_path, 'toy_choice', rows, columns)
+  where = {'split': 'train', 'data_dir': str(tmp_path)}
+  with pytest.raises(errors.UserError, match="'maybe' is not in `choices`"):
+    data.read_tfds('toy_choice', **where)
+  questions, num_bad = data.read_tfds('toy_choice', on_bad_row='skip', **where)
+  assert {q.answer for q in questions} == {'yes', 'no'} and num_bad == 1
+  assert all(q.choices == ('yes', 'no') for q in questions)
+
+
+def test_questions_of_the_evaluation_do_not_train():
+  questions = make_questions(5)
+  held_out = [dataclasses.replace(questions[3], id='other')]
+  with pytest.raises(errors.UserError, match=f'{questions[3].id}.*eval_path'):
+    data.without_shared(questions, held_out, on_bad_row='error')
+  kept, num = data.without_shared(questions, held_out, on_bad_row='skip')
+  assert kept == questions[:3] + questions[4:] and num == 1
+  with pytest.raises(errors.UserError, match='no question beyond'):
+    data.without_shared(held_out, held_out, on_bad_row='skip')
 
 
 def test_split_by_id_does_not_depend_on_the_other_rows():

@@ -45,7 +45,7 @@ def boxed(answer):
 )
 def test_extract_boxed(text, content):
   assert math.extract_boxed(text) == content
-  assert math.extract_answer(text) == content
+  assert math.extract_boxed(text) == content
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import pytest
 
 from ogls_jax import hints as hints_lib
 from ogls_jax import prompts as prompts_lib
+from ogls_jax.build import uids_of
 from ogls_jax.errors import UserError
 from ogls_jax.tasks.question import Question
 
@@ -154,3 +155,26 @@ def test_templates_are_named_or_files_and_sandboxed(tmp_path):
   own.write_text('<<{{ question }}>>')
   template = prompts_lib.load_template('prompt.x', str(own))
   assert template.render(question='{{ 1 + 1 }}') == '<<{{ 1 + 1 }}>>'
+
+
+@pytest.mark.parametrize(
+  ('content', 'problem'),
+  [
+    (b'{{ qestion }}', 'qestion'),
+    (b'{{ question }} and nothing else', r'does not show \{\{ hint \}\}'),
+    (b'\xff{{ question }}{{ hint }}', 'utf-8'),
+  ],
+)
+def test_bad_templates_are_one_line(tmp_path, content, problem):
+  path = tmp_path / 'bad.jinja'
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=f'bad.jinja.*{problem}') as error:
+    prompts_lib.load_template('prompt.x', str(path), ('question', 'hint'))
+  assert '\n' not in str(error.value)
+
+
+def test_a_question_that_comes_twice_in_a_batch_has_two_names():
+  a, b = Question('a', '1', '1'), Question('b', '2', '2')
+  uids = uids_of([a, b, a, a])
+  assert len(set(uids)) == 4
+  assert uids_of([b, a]) == [uids[1], uids[0]]

@@ -11,7 +11,7 @@ ORDER = """
   models.lora models.transformer models.families models.tensor_files
   models.weights
   prompts sampling hints teacher steering loss loss_masks
-  optimizer metrics checkpoint step
+  optimizer metrics checkpoint workdir step
   validate build evaluation rounds warmup cli train
 """.split()  # noqa: SIM905 - the lines group what belongs together
 

@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from ogls_jax import mesh
 from ogls_jax.errors import UserError
+from tests.small import SETTINGS, make_decoder
 
 
 def test_one_axis_may_take_what_the_others_leave():
@@ -36,3 +40,13 @@ def test_shard_rejects_what_the_table_cannot_place():
     mesh.shard(jnp.zeros(2), 'RT')
   with pytest.raises(ValueError, match='two dims'):
     mesh.weight_spec('FH')
+
+
+def test_an_axis_that_does_not_divide_a_weight_is_named():
+  grid = mesh.make_mesh({'data': 4, 'fsdp': 1, 'model': 2})
+  odd = dataclasses.replace(SETTINGS, vocab_size=107)
+  params = nnx.state(make_decoder(settings=odd), nnx.Param)
+  with pytest.raises(
+    UserError, match='mesh.model = 2 does not divide the vocabulary, 107'
+  ):
+    mesh.shardings_of(params, grid)

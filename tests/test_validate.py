@@ -50,6 +50,11 @@ def test_every_config_loads_and_validates(path):
     ('optimizer__learning_rate', -1.0),
     ('eval__samples', 0),
     ('mesh__data', 3),
+    ('model__num_heads', 0),
+    ('model__mlp_size', -3),
+    ('optimizer__b1', 1.5),
+    ('lora__alpha', 0.0),
+    ('rollouts__temperature', float('inf')),
   ],
 )
 def test_a_bad_value_is_named_with_its_key(key, value):
@@ -79,7 +84,10 @@ def test_the_table_of_ranges_names_real_keys():
       "teacher = 'ema'",
     ),
     ({'method': 'sft', 'tail__weight': 1.0}, 'tail.weight = 1.0'),
+    ({'method': 'grpo', 'tail__weight': 1.0}, 'tail.weight = 1.0'),
     ({'data__task': 'math'}, 'warmup.num_steps'),
+    ({'data__path': 'x.jsonl'}, "data.path = 'x.jsonl' must be empty"),
+    ({'model__param_dtype': 'bfloat16'}, 'must be float32 for lora.rank = 0'),
     ({'optimizer__num_microbatches': 3}, 'try rollouts.batch_questions=18'),
   ],
 )
@@ -112,6 +120,20 @@ def test_a_batch_that_does_not_divide_over_the_mesh():
     ({'method': 'sft'}, BARE, "method = 'sft' needs solutions"),
     ({'method': 'sft'}, SOLVED + BARE, "row 'b' has none"),
     (
+      {
+        'method': 'pos_mean',
+        'rollouts__group_size': 1,
+        'hints__exclude_self': True,
+      },
+      BARE,
+      'leaves P+ empty',
+    ),
+    (
+      {'data__task': 'superglue', 'warmup__num_steps': 0},
+      BARE,
+      "row 'b' has no `choices`",
+    ),
+    (
       {'method': 'grpo', 'rollouts__group_size': 1},
       SOLVED,
       'gives grpo no group',
@@ -122,14 +144,37 @@ def test_methods_that_the_data_cannot_feed(changes, questions, text):
   config = tiny(**changes)
   sizes = validate_lib.validate(config, 1)
   with pytest.raises(UserError) as error:
-    validate_lib.check_questions(config, questions, sizes)
+    validate_lib.check_questions(config, questions, [], sizes)
   assert text in str(error.value)
   config.hints.answer_as_solution = True
   if changes.get('method') in ('opsd', 'sft'):
-    validate_lib.check_questions(config, questions, sizes)
+    validate_lib.check_questions(config, questions, [], sizes)
 
 
 def test_derived_sizes():
   assert validate_lib.validate(tiny(), 1).group_size == 8
   sft = validate_lib.validate(tiny(method='sft'), 1)
   assert (sft.group_size, sft.is_sampled) == (1, False)
+
+
+def test_a_stage_that_does_not_run_is_not_checked():
+  config = tiny(
+    rollouts__batch_questions=8, warmup__batch_questions=3,
+    eval__batch_questions=5, warmup__num_steps=0, eval__num_questions=0,
+  )  # fmt: skip
+  validate_lib.validate(config, 8)
+  with pytest.raises(UserError, match='eval.batch_questions = 5'):
+    config.eval.num_questions = 1
+    validate_lib.validate(config, 8)
+
+
+def test_top_k_beyond_the_vocabulary():
+  config = tiny(rollouts__top_k=108)
+  validate_lib.check_vocabulary(config, 108)
+  with pytest.raises(UserError, match='rollouts.top_k = 108 is more than'):
+    validate_lib.check_vocabulary(config, 107)
+
+
+def test_a_misspelt_key_in_a_config_file_is_an_error():
+  with pytest.raises(AttributeError, match='group_size'):
+    tiny().rollouts.group_sise = 4

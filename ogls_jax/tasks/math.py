@@ -14,8 +14,8 @@ MAX_ANSWER_CHARS = 512
 
 _BRACES = re.compile(r'\\boxed\s*\{|\\[{}]|[{}]')
 
-_TEXT = r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox) ?'
-_TEXT_GROUP = re.compile(_TEXT + r'\{([^{}]*)\}')
+_TEXT = r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox)\s*'
+TEXT_GROUP = re.compile(_TEXT + r'\{([^{}]*)\}')
 # `7 \text{ days}`, `25 \text{ cm}^2`
 _UNIT = re.compile(_TEXT + r'\{([^{}0-9]*)\}(\^(?:[0-9]|\{[0-9]\}))?$')
 
@@ -69,18 +69,13 @@ def extract_boxed(text: str) -> str | None:
   return None if content is None else text[slice(*content)]
 
 
-def extract_answer(text: str) -> str | None:
-  """Returns the final answer of a response; only a boxed one counts."""
-  return extract_boxed(text)
-
-
 def is_correct(text: str, question: Question) -> bool:
   """Whether the response's boxed answer equals the reference answer.
 
   Equal as text after LaTeX spelling is normalized, or as exact rationals. A
   unit in a text command may be left out on one side but not differ.
   """
-  answer = extract_answer(text)
+  answer = extract_boxed(text)
   if answer is None:
     return False
   if answer.strip() == question.answer.strip():
@@ -104,7 +99,7 @@ def _clean(answer: str) -> str:
 
 
 def _strip_spaces(answer: str) -> str:
-  answer = ' '.join(_TEXT_GROUP.sub(r'\1', answer).split())
+  answer = ' '.join(TEXT_GROUP.sub(r'\1', answer).split())
   # A space between two digits stays: `1 2` is not `12`.
   return re.sub(r'(?<![0-9]) | (?![0-9])', '', answer).rstrip('.')
 
@@ -112,10 +107,10 @@ def _strip_spaces(answer: str) -> str:
 def _parse_quantity(answer: str) -> tuple[fractions.Fraction | None, str]:
   unit = _UNIT.search(answer)
   if unit is None:
-    return _parse_number(_TEXT_GROUP.sub(r'\1', answer)), ''
+    return _parse_number(TEXT_GROUP.sub(r'\1', answer)), ''
   number = _parse_number(answer[: unit.start()].rstrip())
   if number is None:  # \text{42}
-    return _parse_number(_TEXT_GROUP.sub(r'\1', answer).strip()), ''
+    return _parse_number(TEXT_GROUP.sub(r'\1', answer).strip()), ''
   return number, (unit[1] + (unit[2] or '')).replace(' ', '')
 
 

@@ -1,14 +1,9 @@
 r"""Grades multiple-choice answers, as in the SuperGLUE tasks."""
 
-import re
-
 from ogls_jax import errors
 from ogls_jax.tasks import math
 from ogls_jax.tasks.question import Question
 
-_TEXT_COMMAND = re.compile(
-  r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}'
-)
 _MARKER = 'answer is'
 _PUNCTUATION = ' \t\r\n.,:;!?*"\'`()[]$'
 
@@ -37,7 +32,7 @@ def _candidates(text: str) -> list[str]:
   """Readings of the final answer, the longest first."""
   boxed = math.extract_boxed(text)
   if boxed is not None:
-    return [_plain(_TEXT_COMMAND.sub(r'\1', boxed))]
+    return [_plain(math.TEXT_GROUP.sub(r'\1', boxed))]
   _, marker, tail = text.lower().rpartition(_MARKER)
   if not marker:
     return [_plain(text)]
