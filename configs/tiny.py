@@ -2,8 +2,9 @@
 
     python -m ogls_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-Two CPU cores, shared with other work: 11 minutes. Accuracy at temperature 1 on
-held-out questions, seed 0: 29.4% to 32.6%.
+Two CPU cores: 4 minutes 35 seconds, of which stage 1 takes three to four.
+Accuracy at temperature 1 on held-out questions, seed 0: 43.4% to 58.5%; three
+seeds: +13.1 points [+8.6, +17.5] (README, "Measured").
 """
 
 import pathlib

@@ -1,5 +1,6 @@
 """Flags and exit codes that all commands share."""
 
+import logging as python_logging
 import pathlib
 import sys
 from collections.abc import Callable
@@ -62,6 +63,9 @@ def run(main: Callable[[], None]) -> None:
   def guarded(_):
     # Orbax tells of every file it touches at the level below.
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(
+      python_logging.Formatter('%(levelname)s %(message)s')
+    )
     try:
       main()
     except UserError as error:
