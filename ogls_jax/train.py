@@ -366,8 +366,11 @@ def _write_summary(workdir, config, counters, after) -> dict:
 
 def main() -> None:
   """Reads the flags and trains."""
+  config = cli.read_config()
+  if not flags.FLAGS.workdir:
+    raise UserError('--workdir= must name a folder')
   train(
-    cli.read_config(),
+    config,
     pathlib.Path(flags.FLAGS.workdir),
     stop_after_steps=flags.FLAGS.stop_after_steps,
   )
