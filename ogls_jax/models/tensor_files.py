@@ -7,6 +7,7 @@ Tensors are read when asked for. Those of GGUF files are dequantized, which
 takes up to a minute, and kept in a cache on disk.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -181,12 +182,11 @@ def _cached(file, name, shape, read):
   digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
   folder = pathlib.Path(root).expanduser() / f'{file.stem}-{digest}'
   target = folder / f'{name}.safetensors'
-  try:
+  # Not cached yet, or cut off: read again.
+  with contextlib.suppress(OSError, KeyError, safetensors.SafetensorError):
     array = safetensors.numpy.load_file(target)[name]
     if array.shape == shape and array.dtype == np.float32:
       return array
-  except (OSError, KeyError, safetensors.SafetensorError):
-    pass
   array = read()
   try:
     folder.mkdir(parents=True, exist_ok=True)
