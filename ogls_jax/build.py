@@ -81,6 +81,10 @@ def _read_questions(d):
     raise UserError(
       f'data.path = {d.path!r} and data.tfds_name = {d.tfds_name!r}: set one'
     )
+  if not (d.tfds_name or d.path):
+    raise UserError(
+      f"data.path = '' must name a .jsonl file for data.task = {d.task!r}"
+    )
   if d.tfds_name:
     questions, num_skipped = data.read_tfds(
       d.tfds_name,

@@ -2,6 +2,7 @@
 
 import logging as python_logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from ml_collections import config_dict, config_flags
 from ogls_jax.errors import UserError
 
 USER_ERROR_CODE = 2
+INTERRUPTED_CODE = 130  # as shells report SIGINT
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -19,14 +21,18 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
     # ml_collections names the last part of an unknown key and its neighbour.
-    text = ' '.join(str(error.args[0]).split())
+    text = str(error.args[0]).replace('\\n', ' ').replace('\\', '')
+    text = ' '.join(text.replace("'", '').split())
     raise UserError(f'unknown config key: {text}') from error
   except ImportError as error:
     raise UserError(
       f'--config: {error}; run from the folder that holds configs/'
     ) from error
   except (flags.Error, TypeError, ValueError) as error:
-    raise UserError(' '.join(str(error).split())) from error
+    text = ' '.join(' '.join(map(str, error.args)).split())
+    if missing := re.match(r'flag --(\w+)=None', text):
+      text = f'--{missing[1]} is required, as in README.md'
+    raise UserError(text) from error
   if rest[1:]:
     raise UserError(f'unexpected argument {rest[1]!r}; flags start with --')
   return rest
@@ -57,7 +63,7 @@ def read_config() -> config_dict.ConfigDict:
 def run(main: Callable[[], None]) -> None:
   """Runs a command; an error is one line on stderr.
 
-  Exit code 2 for bad input, 1 for a value that is not finite.
+  Exit code 2 for bad input, 1 for a value that is not finite, 130 for Ctrl-C.
   """
 
   def guarded(_):
@@ -71,6 +77,12 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
       sys.exit(USER_ERROR_CODE)
+    except KeyboardInterrupt:
+      print(
+        'interrupted; the same command continues from the last checkpoint',
+        file=sys.stderr,
+      )
+      sys.exit(INTERRUPTED_CODE)
     except FloatingPointError as error:
       print(
         f'error: {error}; the last checkpoint is from before it',

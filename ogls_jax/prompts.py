@@ -65,6 +65,8 @@ def load_template(
   try:
     template = environment.from_string(path.read_text(encoding='utf-8'))
     text = template.render(marks)
+  except jinja2.TemplateSyntaxError as error:
+    raise UserError(f'{key} = {str(path)!r}:{error.lineno}: {error}') from error
   except (OSError, UnicodeError, jinja2.TemplateError) as error:
     raise UserError(f'{key} = {str(path)!r}: {error}') from error
   for field, mark in marks.items():

@@ -189,6 +189,8 @@ def warm_up(
     if start:
       state, position = checkpointer.restore(start, state)
       iterator.set_state(position['data'])
+    elif w.workdir:
+      print(f'no stage 1 in {folder}; training it there', flush=True)
     progress = stack.enter_context(
       contextlib.closing(
         metrics.Progress('warmup', start=start, total=w.num_steps)

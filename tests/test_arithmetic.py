@@ -78,7 +78,7 @@ def test_every_chain_can_be_drawn_and_not_one_more():
   with pytest.raises(errors.UserError) as error:
     arithmetic.generate(8, num_terms=2, max_number=2, seed=0)
   for word in (
-    'data.num_questions = 8',
+    'data.num_questions + eval.num_questions = 8',
     '7 distinct',
     'data.arithmetic.num_terms = 2',
     'data.arithmetic.max_number = 2',

@@ -347,3 +347,16 @@ def test_skipped_rows_are_counted_in_the_metrics(tmp_path):
   train.train(config, tmp_path / 'run')
   row = read_rows(tmp_path / 'run' / 'metrics.jsonl')[0]
   assert row['rows_skipped'] == 1
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130():
+  code = (
+    'from ogls_jax import cli\n'
+    'def main():\n  raise KeyboardInterrupt\n'
+    'cli.run(main)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 130
+  assert done.stderr.count('\n') == 1 and 'interrupted' in done.stderr

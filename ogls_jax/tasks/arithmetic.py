@@ -205,10 +205,10 @@ def _check_sizes(num_questions: int, num_terms: int, max_number: int) -> None:
   num_chains = _count_chains(num_terms, max_number)
   if num_chains < num_questions:
     raise errors.UserError(
-      f'data.num_questions = {num_questions} (training and evaluation '
-      f'together) is more than the {num_chains} distinct questions of '
-      f'data.arithmetic.num_terms = {num_terms} and '
-      f'data.arithmetic.max_number = {max_number}; raise one of these two'
+      f'data.num_questions + eval.num_questions = {num_questions} is more than '
+      f'the {num_chains} distinct questions of data.arithmetic.num_terms = '
+      f'{num_terms} and data.arithmetic.max_number = {max_number}; lower one '
+      'of the first two or raise one of the last'
     )
 
 
