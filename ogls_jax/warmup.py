@@ -111,6 +111,16 @@ def _settings_of(config) -> dict:
   return kept
 
 
+def _is_claimed(config, folder) -> bool:
+  """Whether `folder` holds this stage 1; UserError if it holds another."""
+  flag = f'stage 1 in {folder}'
+  return check_same(_claim(folder), _settings_of(config), flag=flag)
+
+
+def _claim(folder):
+  return folder.parent / 'warmup.json'
+
+
 def _schedule(config):
   return make_schedule(
     learning_rate=config.warmup.learning_rate,
@@ -139,8 +149,10 @@ def load_warm(
   """The finished stage 1 in `folder`.
 
   Raises:
-    UserError: it is not there, or not finished.
+    UserError: it is not there, not finished, or of other settings.
   """
+  if not _is_claimed(config, folder):
+    raise UserError(f'there is no stage 1 in {folder}')
   _, state = _init(config, base, mesh)
   with contextlib.closing(Checkpointer(folder, keep=1)) as checkpointer:
     if checkpointer.latest_step() != config.warmup.num_steps:
@@ -164,10 +176,10 @@ def warm_up(
     FloatingPointError: a non-finite loss.
   """
   w = config.warmup
-  path, flag = folder.parent / 'warmup.json', f'warmup.workdir = {w.workdir!r}'
-  settings = _settings_of(config)
-  if not check_same(path, settings, flag=flag):
-    write_json(path, settings, flag=flag)
+  if not _is_claimed(config, folder):
+    write_json(
+      _claim(folder), _settings_of(config), flag=f'stage 1 in {folder}'
+    )
   transformation, state = _init(config, base, mesh)
   sft_step = step.make_distill_step(
     base.graphdef,

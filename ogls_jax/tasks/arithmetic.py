@@ -131,17 +131,15 @@ def sample_solution(
   """
   terms = _parse(question.question)
   hinted = None if hint is None else _parse_totals(terms, hint)
-  totals, parts = [terms[0]], []
+  totals, slips = [terms[0]], []
   for step, term in enumerate(terms[1:], start=1):
     is_following = hinted is not None and totals == hinted[:step]
     total = hinted[step] if is_following else totals[-1] + term
-    is_slip = rng.random() < slip_rate
-    if is_slip:
+    slips.append(bool(rng.random() < slip_rate))
+    if slips[-1]:
       total = _slip(total, terms[step + 1 :], rng)
-    head = f'{totals[-1]} {_signed(term)} = '
-    parts += [(head, False), (str(total), is_slip), ('\n', False)]
     totals.append(total)
-  return [*parts, (f'\\boxed{{{totals[-1]}}}', False)]
+  return _solution_parts(terms, totals, slips)
 
 
 def _slip(total, rest, rng, *, banned=None) -> int:
@@ -239,14 +237,19 @@ def _question(terms: tuple[int, ...]) -> Question:
   )
 
 
+def _solution_parts(terms, totals, slips) -> list[tuple[str, bool]]:
+  parts = []
+  for before, term, after, is_slip in zip(
+    totals[:-1], terms[1:], totals[1:], slips, strict=True
+  ):
+    head = f'{before} {_signed(term)} = '
+    parts += [(head, False), (str(after), is_slip), ('\n', False)]
+  return [*parts, (f'\\boxed{{{totals[-1]}}}', False)]
+
+
 def _write_solution(terms, totals) -> str:
-  lines = [
-    f'{before} {_signed(term)} = {after}'
-    for before, term, after in zip(
-      totals[:-1], terms[1:], totals[1:], strict=True
-    )
-  ]
-  return '\n'.join([*lines, f'\\boxed{{{totals[-1]}}}'])
+  parts = _solution_parts(terms, totals, [False] * (len(terms) - 1))
+  return ''.join(text for text, _ in parts)
 
 
 def _signed(term: int) -> str:

@@ -1,0 +1,59 @@
+"""What a command prints, and its exit code, when it cannot go on."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def command(*args):
+  return subprocess.run(
+    [sys.executable, '-m', 'ogls_jax.train', *args],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('args', 'text'),
+  [
+    (['--config.metod=opsd'], 'Did you mean "method"'),
+    (['--config.rollouts.group_size=8.5'], 'rollouts.group_size=8.5'),
+    (['--config.rollouts.group_size=0'], 'rollouts.group_size = 0'),
+    (['--config.model.tokenizer_path=absent.model'], 'absent.model'),
+    (['--config=configs/absent.py'], 'configs/absent.py'),
+    (
+      [
+        '--config.data.task=math',
+        '--config.warmup.num_steps=0',
+        '--config.data.path=absent.jsonl',
+      ],
+      'absent.jsonl',
+    ),
+    (['--config.model.path=absent.gguf'], 'absent.gguf'),
+  ],
+  ids=lambda value: value[-1] if isinstance(value, list) else '',
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, text):
+  done = command(
+    '--config=configs/tiny.py', f'--workdir={tmp_path / "run"}', *args
+  )
+  assert done.returncode == 2, done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), done.stderr
+  assert text in lines[0]
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130():
+  code = (
+    'from ogls_jax import cli\n'
+    'def main():\n  raise KeyboardInterrupt\n'
+    'cli.run(main)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 130
+  assert done.stderr.count('\n') == 1 and 'interrupted' in done.stderr
