@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 
 from ogls_jax.batches import Hints, LossBatch, PromptBatch
-from ogls_jax.models.transformer import Decoder, DecoderSettings
+from ogls_jax.models.settings import DecoderSettings
+from ogls_jax.models.transformer import Decoder
 
 VOCAB = 24
 SETTINGS = DecoderSettings(

@@ -5,11 +5,13 @@ import pathlib
 
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
-  errors numerics batches mesh gguf_file chat_template tokenizer
+  errors numerics batches mesh
+  gguf_file gguf_tokenizer chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   data
-  models.lora models.transformer models.families models.tensor_files
-  models.weights
+  models.settings models.attention models.lora models.transformer
+  models.families models.hf_config models.gguf_config
+  models.shards models.tensor_files models.weights
   prompts sampling hints teacher steering loss loss_masks
   optimizer metrics checkpoint workdir step
   validate build evaluation rounds warmup cli train

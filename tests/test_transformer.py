@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ogls_jax.models.transformer import attend, project, rms_norm, rope
+from ogls_jax.models.attention import attend, rms_norm, rotate
+from ogls_jax.models.settings import Rope
+from ogls_jax.models.transformer import project
 from tests.small import SETTINGS, VOCAB, make_decoder, naive_hidden
 
 
@@ -23,7 +25,7 @@ def reference_forward(decoder, tokens):
 
   def rotate(x):
     half = s.head_size // 2
-    angle = np.arange(len(x))[:, None] * s.rope_theta ** (
+    angle = np.arange(len(x))[:, None] * s.rope.theta ** (
       -np.arange(half) / half
     )
     a, b = x[:, :half], x[:, half:]
@@ -134,13 +136,14 @@ def test_attention_over_parts_is_attention_over_their_union():
   query = jax.random.normal(keys[0], (1, 1, 2, 1, 1, 4))
   key, value = (jax.random.normal(k, (1, 1, 1, 6, 4)) for k in keys[1:3])
   seen = jnp.ones((1, 1, 1, 1, 1, 1), bool)
-  whole = attend(query, [(key, value, seen)])
+  whole = attend(query, [(key, value, seen)], scale=0.5)
   split = attend(
     query,
     [
       (key[..., :2, :], value[..., :2, :], seen),
       (key[:, 0, :, 2:], value[:, 0, :, 2:], seen),
     ],
+    scale=0.5,
   )
   np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-6)
   weight = jax.nn.softmax(query[0, 0, :, 0, 0] @ key[0, 0, 0].T / 2)
@@ -152,10 +155,13 @@ def test_attention_over_parts_is_attention_over_their_union():
 def test_rope_depends_on_the_distance_only():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 8))
 
+  frequency = Rope().frequencies(8)
+
   def score(at_q, at_k):
-    return float(
-      (rope(q, jnp.array([at_q]), 1e4) * rope(k, jnp.array([at_k]), 1e4)).sum()
+    q_at, k_at = (
+      rotate(x, jnp.array([at]), frequency) for x, at in ((q, at_q), (k, at_k))
     )
+    return float((q_at * k_at).sum())
 
   assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
   assert score(3, 1) != pytest.approx(score(4, 1), abs=1e-3)

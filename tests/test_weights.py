@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import re
+import weakref
 
 import gguf
 import gguf.quants
@@ -16,12 +17,12 @@ from jax.sharding import Mesh
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import AXES, make_mesh, weight_spec
 from ogls_jax.models import tensor_files, weights
-from ogls_jax.models.transformer import DecoderSettings
+from ogls_jax.models.settings import DecoderSettings, Rope
 from ogls_jax.tokenizer import load_tokenizer
 
 SETTINGS = DecoderSettings(
   vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2,
-  head_size=8, mlp_size=64, rope_theta=5000.0,
+  head_size=8, mlp_size=64, rope=Rope(5000.0),
   norm_eps=0.5,  # exact in GGUF's float32
 )  # fmt: skip
 CONFIG = {
@@ -190,14 +191,13 @@ def test_bfloat16_both_ways(tmp_path):
 def test_second_load_comes_from_the_cache(tmp_path, cache_dir, monkeypatch):
   file = write_gguf(tmp_path / 'a.gguf')
   first = load(file)
-  files = sorted(p for p in cache_dir.rglob('*') if p.is_file())
-  assert len(files) == len(first)  # and no temporary file
-  broken = files[0]
-  broken.write_bytes(broken.read_bytes()[:-4])
-  assert_same(load(file), first)
+  (broken,) = [p for p in cache_dir.rglob('*') if p.is_file()]  # no other file
+  for damage in (broken.read_bytes()[:-4], b'', b'\xff' * 100):
+    broken.write_bytes(damage)
+    assert_same(load(file), first)
   opened = []
   monkeypatch.setattr(tensor_files, 'open_gguf', opened.append)
-  assert_same(load(file), first)  # the broken part was written anew
+  assert_same(load(file), first)  # what was broken was written anew
   monkeypatch.undo()
   monkeypatch.setenv('OGLS_CACHE_DIR', str(cache_dir))
   write_gguf(file, scale=2.0)
@@ -218,7 +218,13 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
     (lambda t: t.update(odd=t[Q0]), 'tensor odd has no place'),
     (lambda t: t.update({Q0: t[Q0][:8]}), rf'{Q0} has shape \(8, 32\)'),
     (lambda t: t[Q0].fill(np.nan), f'{Q0} is not finite'),
-    (lambda t: t[Q0].fill(1e5), f'{Q0} is not finite as float16'),
+    (lambda t: t[Q0].fill(1e5), f'{Q0} is not finite in the dtype'),
+    (
+      lambda t: t.update(
+        {'lm_head.weight': t['model.embed_tokens.weight'] + 1}
+      ),
+      'lm_head.weight is not model.embed_tokens.weight',
+    ),
     (lambda t: t.update({Q0: t[Q0].astype(np.int8)}), f'{Q0} is I8'),
   ],
 )
@@ -235,7 +241,7 @@ def test_bad_tensors(tmp_path, change, message):
     ('model_type', 'mamba'),
     ('attention_bias', True),
     ('hidden_act', 'gelu'),
-    ('rope_scaling', {'rope_type': 'llama3', 'factor': 8.0}),
+    ('rope_scaling', {'rope_type': 'longrope', 'factor': 8.0}),
     ('rope_parameters', {'rope_type': 'yarn', 'rope_theta': 1e4}),
     ('quantization_config', {'bits': 4}),
     ('rms_norm_eps', None),
@@ -256,7 +262,7 @@ def test_config_defaults_and_new_style_rope(tmp_path):
     tmp_path / 'hf', rope_parameters=rope, num_key_value_heads=None
   )
   settings = weights.read_settings(folder)
-  assert (settings.rope_theta, settings.num_kv_heads) == (7000.0, 4)
+  assert (settings.rope.theta, settings.num_kv_heads) == (7000.0, 4)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +272,16 @@ def test_config_defaults_and_new_style_rope(tmp_path):
     ({'extra': lambda w: w.add_expert_count(8)}, 'llama.expert_count = 8'),
     ({'extra': lambda w: w.add_key_length(16)}, 'rope.dimension_count = 8'),
     (
-      {'extra': lambda w: w.add_tensor('rope_freqs.weight', np.ones(4, 'f'))},
-      'rope_freqs',
+      {
+        'extra': lambda w: w.add_tensor(
+          'rope_freqs.weight', np.arange(1, 5, dtype='f')
+        )
+      },
+      "rope_freqs.weight = not of Llama 3's form",
+    ),
+    (
+      {'extra': lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)},
+      'llama.rope.scaling.type = yarn',
     ),
   ],
 )
@@ -299,6 +313,114 @@ def test_paths(tmp_path, monkeypatch):
   (package / 'config.json').write_text(json.dumps(CONFIG))
   with pytest.raises(UserError, match='0 .safetensors files'):
     load(package)
+
+
+def write_bytes(name, change):
+  def damage(folder):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(change(content))
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (write_bytes('model-1.safetensors', lambda b: b[:-100]), 'not a readable'),
+    (write_bytes('model-1.safetensors', lambda b: b[:50]), 'not a readable'),
+    (
+      write_bytes('model-1.safetensors', lambda b: b[:9] + b'\xff' + b[10:]),
+      'model-1.safetensors: not a readable',
+    ),
+    (
+      lambda f: (f / 'model-0.safetensors').unlink(),
+      "index.json names 'model-0.safetensors', which is not there",
+    ),
+    (
+      write_bytes(tensor_files.INDEX, lambda b: b.replace(b'l-0', b'l/0')),
+      "names 'model/0.safetensors', which is not there",
+    ),
+    (write_bytes(tensor_files.INDEX, lambda b: b'{}'), 'no weight_map'),
+    (write_bytes(tensor_files.INDEX, lambda b: b[:30]), 'not a readable JSON'),
+    (
+      lambda f: os.replace(
+        f / 'model-0.safetensors', f / 'model-1.safetensors'
+      ),
+      'which is not there',
+    ),
+  ],
+)
+def test_damaged_folder(tmp_path, damage, message):
+  folder = write_folder(tmp_path / 'hf', num_files=2)
+  damage(folder)
+  with pytest.raises(UserError, match=re.escape(message)) as caught:
+    load(folder)
+  assert str(tmp_path) in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_damaged_gguf(tmp_path):
+  file = write_gguf(tmp_path / 'a.gguf')
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(UserError, match=r'a\.gguf: not a readable GGUF'):
+    load(file)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+  folder = write_folder(tmp_path / 'hf')
+  os.replace(folder / 'model-0.safetensors', folder / 'pytorch_model.bin')
+  with pytest.raises(UserError, match='pickled weights are never read'):
+    load(folder)
+
+
+def test_a_stored_copy_of_a_tied_matrix_is_no_extra_tensor(tmp_path):
+  def tie(tensors):
+    tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+
+  assert_same(
+    load(write_folder(tmp_path / 'a', change=tie)),
+    load(write_folder(tmp_path / 'b')),
+  )
+
+
+def test_hub_names(tmp_path, monkeypatch):
+  huggingface_hub = pytest.importorskip('huggingface_hub')
+  folder = write_folder(tmp_path / 'hf')
+  asked = []
+
+  def download(name, *, revision, allow_patterns):
+    asked.append((name, revision))
+    assert not any(p.endswith(('bin', 'pt')) for p in allow_patterns)
+    return str(folder)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  assert weights.resolve_model_path('hub:a/b@v1') == folder
+  assert weights.read_settings('hub:a/b') == SETTINGS
+  assert asked == [('a/b', 'v1'), ('a/b', None)]
+
+  def fail(*_, **__):
+    raise OSError('no\nnetwork')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
+  with pytest.raises(UserError, match='k = hub:a/b: .*OSError: no network'):
+    weights.resolve_model_path('hub:a/b', key='k')
+
+
+def test_memory_of_one_tensor_at_a_time(tmp_path, monkeypatch):
+  """The host reads no tensor before the one before it has left."""
+  held = []
+  read = tensor_files.Shards.read
+
+  def counted(self, name, index):
+    array = read(self, name, index)
+    held.append(weakref.ref(array))
+    assert sum(ref() is not None for ref in held) <= 2
+    return array
+
+  monkeypatch.setattr(tensor_files.Shards, 'read', counted)
+  mesh = Mesh(np.reshape(jax.devices()[:1], (1, 1, 1)), AXES)
+  weights.load_decoder(write_folder(tmp_path / 'hf'), mesh=mesh)
+  assert len(held) == 2 + 2 * len(LAYER)
 
 
 def test_decoder_on_a_mesh(tmp_path):

@@ -1,15 +1,12 @@
-"""Model families: settings and weight names, from GGUF and Hugging Face files.
+"""Model families: their traits, and where files keep their parameters.
 
-A family is an entry of `FAMILIES` and what its settings need beyond Llama's.
+A family is a few fields of `DecoderSettings` and a table of names. Sizes come
+from a file's own description: `hf_config.py`, `gguf_config.py`.
 """
 
 import dataclasses
-from collections.abc import Collection
 
 import numpy as np
-
-from ogls_jax.errors import UserError
-from ogls_jax.models.transformer import DecoderSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,44 +18,152 @@ class Weight:
     is_kernel: stored [out, in], where ours is [in, out].
     gguf_heads: the settings' field with the number of heads whose rows GGUF
       stores for an interleaved rotation; '' if it keeps their order.
+    gguf_offset: what GGUF adds to the values that Hugging Face stores.
   """
 
   hf: str
   gguf: str
   is_kernel: bool = False
   gguf_heads: str = ''
+  gguf_offset: float = 0.0
 
 
-def _linear(hf, gguf, gguf_heads=''):
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What sets a family apart from the others.
+
+  Attributes:
+    weights: by the name of our parameter.
+    hf_class: of `architectures` in config.json.
+    gguf_name: its `general.architecture`.
+    traits: fields of `DecoderSettings` that all its members share.
+    defaults: values of config.json keys that its files may leave out.
+    scales_embedding: by the root of the width.
+  """
+
+  weights: dict[str, Weight]
+  hf_class: str
+  gguf_name: str
+  traits: dict[str, object] = dataclasses.field(default_factory=dict)
+  defaults: dict[str, object] = dataclasses.field(default_factory=dict)
+  scales_embedding: bool = False
+
+
+def _layer(hf, gguf, suffix='weight', **fields):
   return Weight(
-    f'model.layers.{{}}.{hf}.weight',
-    f'blk.{{}}.{gguf}.weight',
-    True,
-    gguf_heads,
+    f'model.layers.{{}}.{hf}.{suffix}', f'blk.{{}}.{gguf}.{suffix}', **fields
   )
 
 
-_LLAMA = {
+def _kernels(q_heads, kv_heads):
+  names = {
+    'q': ('self_attn.q_proj', 'attn_q', q_heads),
+    'k': ('self_attn.k_proj', 'attn_k', kv_heads),
+    'v': ('self_attn.v_proj', 'attn_v', ''),
+    'o': ('self_attn.o_proj', 'attn_output', ''),
+    'gate': ('mlp.gate_proj', 'ffn_gate', ''),
+    'up': ('mlp.up_proj', 'ffn_up', ''),
+    'down': ('mlp.down_proj', 'ffn_down', ''),
+  }
+  return {
+    f'layers.{name}.kernel': _layer(hf, gguf, is_kernel=True, gguf_heads=heads)
+    for name, (hf, gguf, heads) in names.items()
+  }
+
+
+def _norms(names, gguf_offset=0.0):
+  """Norms of a layer by our name, and the final one."""
+  norms = {
+    f'layers.{name}': _layer(hf, gguf, gguf_offset=gguf_offset)
+    for name, (hf, gguf) in names.items()
+  }
+  final = Weight(
+    'model.norm.weight', 'output_norm.weight', gguf_offset=gguf_offset
+  )
+  return norms | {'final_norm': final}
+
+
+_MATRICES = {
   'embedding': Weight('model.embed_tokens.weight', 'token_embd.weight'),
   'head': Weight('lm_head.weight', 'output.weight'),
-  'final_norm': Weight('model.norm.weight', 'output_norm.weight'),
-  'layers.attention_norm': Weight(
-    'model.layers.{}.input_layernorm.weight', 'blk.{}.attn_norm.weight'
-  ),
-  'layers.mlp_norm': Weight(
-    'model.layers.{}.post_attention_layernorm.weight', 'blk.{}.ffn_norm.weight'
-  ),
-  'layers.q.kernel': _linear('self_attn.q_proj', 'attn_q', 'num_heads'),
-  'layers.k.kernel': _linear('self_attn.k_proj', 'attn_k', 'num_kv_heads'),
-  'layers.v.kernel': _linear('self_attn.v_proj', 'attn_v'),
-  'layers.o.kernel': _linear('self_attn.o_proj', 'attn_output'),
-  'layers.gate.kernel': _linear('mlp.gate_proj', 'ffn_gate'),
-  'layers.up.kernel': _linear('mlp.up_proj', 'ffn_up'),
-  'layers.down.kernel': _linear('mlp.down_proj', 'ffn_down'),
+}
+_PRE_NORMS = {
+  'attention_norm': ('input_layernorm', 'attn_norm'),
+  'mlp_norm': ('post_attention_layernorm', 'ffn_norm'),
+}
+_QK_NORMS = {
+  'q_norm': ('self_attn.q_norm', 'attn_q_norm'),
+  'k_norm': ('self_attn.k_norm', 'attn_k_norm'),
+}
+_GEMMA_NORMS = {
+  'attention_norm': ('input_layernorm', 'attn_norm'),
+  'post_attention_norm': ('post_attention_layernorm', 'post_attention_norm'),
+  'mlp_norm': ('pre_feedforward_layernorm', 'ffn_norm'),
+  'post_mlp_norm': ('post_feedforward_layernorm', 'post_ffw_norm'),
+}
+_QKV_BIASES = {
+  f'layers.{name}.bias': _layer(
+    f'self_attn.{name}_proj', f'attn_{name}', 'bias'
+  )
+  for name in ('q', 'k', 'v')
 }
 
-# By `model_type` of config.json and `general.architecture` of GGUF.
-FAMILIES = {'llama': _LLAMA}
+# By `model_type` of config.json.
+FAMILIES = {
+  'llama': Family(
+    _MATRICES | _norms(_PRE_NORMS) | _kernels('num_heads', 'num_kv_heads'),
+    hf_class='LlamaForCausalLM',
+    gguf_name='llama',
+  ),
+  'qwen2': Family(
+    _MATRICES | _norms(_PRE_NORMS) | _kernels('', '') | _QKV_BIASES,
+    hf_class='Qwen2ForCausalLM',
+    gguf_name='qwen2',
+    traits={'has_qkv_bias': True},
+  ),
+  'qwen3': Family(
+    _MATRICES | _norms(_PRE_NORMS | _QK_NORMS) | _kernels('', ''),
+    hf_class='Qwen3ForCausalLM',
+    gguf_name='qwen3',
+    traits={'has_qk_norm': True},
+    defaults={'head_dim': 128},
+  ),
+  'gemma3_text': Family(
+    _MATRICES
+    | _norms(_GEMMA_NORMS | _QK_NORMS, gguf_offset=1.0)
+    | _kernels('', ''),
+    hf_class='Gemma3ForCausalLM',
+    gguf_name='gemma3',
+    traits={
+      'has_qk_norm': True,
+      'has_post_norms': True,
+      'norm_offset': 1.0,
+      'activation': 'gelu_tanh',
+    },
+    # google/gemma-3-4b leaves these out of its text_config.
+    defaults={
+      'vocab_size': 262_208,
+      'num_attention_heads': 8,
+      'num_key_value_heads': 4,
+      'head_dim': 256,
+      'rms_norm_eps': 1e-6,
+      'rope_theta': 1_000_000.0,
+      'rope_local_base_freq': 10_000.0,
+      'sliding_window_pattern': 6,
+      'query_pre_attn_scalar': 256,
+      'hidden_activation': 'gelu_pytorch_tanh',
+      'tie_word_embeddings': True,
+    },
+    scales_embedding=True,
+  ),
+}
+
+
+def traits_of(name: str, width: int) -> dict[str, object]:
+  """Fields of `DecoderSettings` that follow from the family."""
+  family = FAMILIES[name]
+  scale = width**0.5 if family.scales_embedding else 1.0
+  return {'family': name, 'embedding_scale': scale, **family.traits}
 
 
 def unpermute_heads(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -69,129 +174,3 @@ def unpermute_heads(rows: np.ndarray, num_heads: int) -> np.ndarray:
   """
   pairs = rows.reshape(num_heads, -1, 2, rows.shape[-1])
   return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def settings_from_config(config: dict, file) -> DecoderSettings:
-  """Settings from a Hugging Face config.json; `file` is for messages."""
-  _check_family('model_type', config.get('model_type'), file)
-  rope = config.get('rope_parameters') or {}
-  scaling = config.get('rope_scaling') or rope
-  supported = {
-    'hidden_act': ('silu',),
-    'attention_bias': (False,),
-    'mlp_bias': (False,),
-    'partial_rotary_factor': (1, 1.0),
-    'quantization_config': (None,),
-  }
-  for key, allowed in supported.items():
-    if config.get(key, allowed[0]) not in allowed:
-      raise _unsupported(key, config[key], file)
-  rope_type = scaling.get('rope_type', scaling.get('type', 'default'))
-  if rope_type != 'default':
-    raise _unsupported('rope_scaling', rope_type, file)
-  get = _getter(config, file)
-  num_heads, width = get('num_attention_heads', int), get('hidden_size', int)
-  # Absent keys have the defaults that the format gives them for Llama.
-  theta = rope.get('rope_theta', config.get('rope_theta', 10_000.0))
-  return _checked(
-    DecoderSettings(
-      vocab_size=get('vocab_size', int),
-      width=width,
-      num_layers=get('num_hidden_layers', int),
-      num_heads=num_heads,
-      num_kv_heads=get('num_key_value_heads', int, num_heads),
-      head_size=get('head_dim', int, width // max(num_heads, 1)),
-      mlp_size=get('intermediate_size', int),
-      rope_theta=float(theta),
-      norm_eps=get('rms_norm_eps', float),
-      is_tied=bool(config.get('tie_word_embeddings', False)),
-    ),
-    file,
-  )
-
-
-def settings_from_gguf(
-  fields: dict[str, object], tensors: Collection[str], file
-) -> DecoderSettings:
-  """Settings from a GGUF file's metadata and tensor names."""
-  name = fields.get('general.architecture')
-  _check_family('general.architecture', name, file)
-  supported = {
-    f'{name}.rope.scaling.type': ('none',),
-    f'{name}.rope.scaling.factor': (0.0, 1.0),
-    f'{name}.rope.scale_linear': (0.0, 1.0),
-    f'{name}.expert_count': (0,),
-  }
-  for key, allowed in supported.items():
-    if fields.get(key, allowed[0]) not in allowed:
-      raise _unsupported(key, fields[key], file)
-  if 'rope_freqs.weight' in tensors:
-    raise _unsupported('tensor', 'rope_freqs.weight (scaled rope)', file)
-  get = _getter(fields, file)
-  num_heads = get(f'{name}.attention.head_count', int)
-  width = get(f'{name}.embedding_length', int)
-  head_size = get(
-    f'{name}.attention.key_length', int, width // max(num_heads, 1)
-  )
-  for key in ('attention.value_length', 'rope.dimension_count'):
-    if fields.get(f'{name}.{key}', head_size) != head_size:
-      raise _unsupported(f'{name}.{key}', fields[f'{name}.{key}'], file)
-  num_tokens = len(fields.get('tokenizer.ggml.tokens', ()))
-  return _checked(
-    DecoderSettings(
-      vocab_size=get(f'{name}.vocab_size', int, num_tokens),
-      width=width,
-      num_layers=get(f'{name}.block_count', int),
-      num_heads=num_heads,
-      num_kv_heads=get(f'{name}.attention.head_count_kv', int, num_heads),
-      head_size=head_size,
-      mlp_size=get(f'{name}.feed_forward_length', int),
-      rope_theta=get(f'{name}.rope.freq_base', float, 10_000.0),
-      norm_eps=get(f'{name}.attention.layer_norm_rms_epsilon', float),
-      is_tied=FAMILIES[name]['head'].gguf not in tensors,
-    ),
-    file,
-  )
-
-
-def _check_family(key, name, file):
-  if name not in FAMILIES:
-    raise UserError(
-      f'model.path = {file}: {key} = {name} is not supported; these are:'
-      f' {", ".join(FAMILIES)}'
-    )
-
-
-def _unsupported(key, value, file):
-  return UserError(
-    f'model.path = {file}: {key} = {value} is not supported yet; use a model'
-    ' without it'
-  )
-
-
-def _getter(fields, file):
-  """Typed look-up; a key without a default must be there."""
-
-  def get(key, kind, default=None):
-    value = fields.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-      raise UserError(
-        f'model.path = {file}: {key} = {value}, expected one number'
-      )
-    return kind(value)
-
-  return get
-
-
-def _checked(settings, file):
-  """The settings, if a decoder of these sizes exists."""
-  s = settings
-  sizes = (s.vocab_size, s.width, s.num_layers, s.num_heads, s.num_kv_heads,
-           s.head_size, s.mlp_size)  # fmt: skip
-  if min(sizes) < 1 or s.num_heads % s.num_kv_heads or s.head_size % 2:
-    raise UserError(
-      f'model.path = {file}: no decoder has these sizes: {s}; heads must be a'
-      ' multiple of key-value heads and the head size even'
-    )
-  return s

@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class Linear(nnx.Module):
-  """x @ kernel, plus (alpha / rank) * (x @ lora_a) @ lora_b when rank > 0.
+  """x @ kernel + bias, plus (alpha / rank) * (x @ lora_a) @ lora_b if rank > 0.
 
   Arrays carry a leading layer dim L until the decoder's scan slices it away.
   LoRA as in arXiv:2106.09685: lora_a is random, lora_b starts at zero, so that
@@ -22,6 +22,7 @@ class Linear(nnx.Module):
     dims: str,
     rank: int,
     alpha: float,
+    has_bias: bool = False,
     param_dtype: jnp.dtype,
     rngs: nnx.Rngs,
     init_scale: float = 1.0,
@@ -32,6 +33,11 @@ class Linear(nnx.Module):
       init(rngs.params(), (num_layers, in_size, out_size), param_dtype),
       dims='L' + dims,
     )
+    self.has_bias = has_bias
+    if has_bias:
+      self.bias = nnx.Param(
+        jnp.zeros((num_layers, out_size), param_dtype), dims='L' + dims[1]
+      )
     self.scale = alpha / rank if rank else 0.0
     if rank:
       down = jax.nn.initializers.he_uniform()
@@ -51,6 +57,9 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps the last axis, in x's dtype. One layer's slice of the arrays."""
     y = x @ self.kernel[...].astype(x.dtype)
+    if self.has_bias:
+      bias = self.bias[...].astype(x.dtype)
+      y += jax.lax.expand_dims(bias, range(x.ndim - 1))
     if self.scale:
       adapter = x @ self.lora_a[...].astype(x.dtype)
       y += self.scale * (adapter @ self.lora_b[...].astype(x.dtype))

@@ -18,25 +18,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ogls_jax.mesh import shard
+from ogls_jax.models.attention import (
+  attend,
+  distances,
+  in_reach,
+  rms_norm,
+  rotate,
+)
 from ogls_jax.models.lora import Linear
+from ogls_jax.models.settings import DecoderSettings, layer_constants
 
+_ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
 LORA_TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderSettings:
-  """Sizes of a Llama-like decoder (RMSNorm, RoPE, GQA, SwiGLU)."""
-
-  vocab_size: int
-  width: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_size: int
-  mlp_size: int
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-5
-  is_tied: bool = True
 
 
 @functools.partial(
@@ -65,77 +61,6 @@ class OwnCache:
   key_LBGHTK: jax.Array
   value_LBGHTK: jax.Array
   length: jax.Array
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-  """Root-mean-square norm over the last axis, computed in float32."""
-  x32 = x.astype(jnp.float32)
-  x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-  return (x32 * jax.lax.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
-
-
-def rope(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
-  """Rotates the two halves of the last axis (arXiv:2104.09864).
-
-  Args:
-    x: [..., heads (any number of axes), K]; leading axes as `position`.
-    position: int32, the absolute position of each token.
-    theta: the base of the rotation's wavelengths.
-  """
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  frequency = jnp.expand_dims(frequency, range(position.ndim))
-  angle = position.astype(jnp.float32)[..., None] * frequency
-  angle = jnp.expand_dims(angle, tuple(range(position.ndim, x.ndim - 1)))
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = [left * cos - right * sin, right * cos + left * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
-
-
-def attend(query_BGTHQK: jax.Array, parts) -> jax.Array:
-  """Attention over the union of `parts`, one float32 softmax.
-
-  Args:
-    query_BGTHQK: Q queries share each of H key-value heads.
-    parts: (key, value, mask) triples. Keys and values are [B, H, S, K] where
-      all G continuations share them and [B, G, H, S, K] where each has its own;
-      masks broadcast to [B, G, H, Q, T, S].
-
-  Returns:
-    [B, G, T, H, Q, K] in the query's dtype.
-  """
-  scores, values = [], []
-  for key, value, mask in parts:
-    own = 'G' if key.ndim == 5 else ''
-    score = jnp.einsum(
-      f'BGTHQK,B{own}HSK->BGHQTS',
-      query_BGTHQK,
-      key,
-      preferred_element_type=jnp.float32,
-    )
-    score *= query_BGTHQK.shape[-1] ** -0.5
-    scores.append(jnp.where(mask, score, -jnp.inf))
-    values.append((value, f'BGHQTS,B{own}HSK->BGTHQK'))
-  # The top score only keeps exp in range: the result does not depend on it.
-  tops = [
-    jax.lax.stop_gradient(score).max(-1, keepdims=True, initial=-jnp.inf)
-    for score in scores
-  ]
-  top = functools.reduce(jnp.maximum, tops)
-  weights = [jnp.exp(score - top) for score in scores]
-  total_BGHQT = sum(weight.sum(-1) for weight in weights)
-  mixed = sum(
-    jnp.einsum(
-      equation,
-      weight.astype(value.dtype),
-      value,
-      preferred_element_type=jnp.float32,
-    )
-    for weight, (value, equation) in zip(weights, values, strict=True)
-  )
-  total_BGTHQ1 = jnp.moveaxis(total_BGHQT, 4, 2)[..., None]
-  return (mixed / total_BGTHQ1).astype(query_BGTHQK.dtype)
 
 
 def last_tokens(tokens_BP: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -172,13 +97,19 @@ class Layer(nnx.Module):
     s = settings
     self.settings = s
 
-    def norm():
-      # An array each: two parameters in one buffer cannot be donated.
+    def norm(size=s.width, dim='D'):
+      # An array each: two parameters in one buffer cannot be donated. With its
+      # offset a norm starts as a scale of 1.
+      shape = (s.num_layers, size)
       return nnx.Param(
-        jnp.ones((s.num_layers, s.width), param_dtype), dims='LD'
+        jnp.full(shape, 1 - s.norm_offset, param_dtype), dims='L' + dim
       )
 
     self.attention_norm, self.mlp_norm = norm(), norm()
+    if s.has_post_norms:
+      self.post_attention_norm, self.post_mlp_norm = norm(), norm()
+    if s.has_qk_norm:
+      self.q_norm, self.k_norm = norm(s.head_size, 'K'), norm(s.head_size, 'K')
 
     def linear(name, in_size, out_size, dims, init_scale=1.0):
       rank = lora_rank if name in lora_targets else 0
@@ -189,6 +120,7 @@ class Layer(nnx.Module):
         dims=dims,
         rank=rank,
         alpha=lora_alpha,
+        has_bias=s.has_qkv_bias and name in ('q', 'k', 'v'),
         param_dtype=param_dtype,
         rngs=rngs,
         init_scale=init_scale,
@@ -206,27 +138,49 @@ class Layer(nnx.Module):
     self.up = linear('up', s.width, s.mlp_size, 'DF')
     self.down = linear('down', s.mlp_size, s.width, 'FD', residual)
 
-  def __call__(self, x_BGTD, position_BT, make_parts):
-    """One layer. `make_parts(key, value)` adds what else can be attended to.
+  def _norm(self, x, weight):
+    s = self.settings
+    return rms_norm(x, weight[...], s.norm_eps, s.norm_offset)
+
+  def __call__(self, x_BGTD, position_BT, frequency, make_parts):
+    """One layer.
+
+    Args:
+      x_BGTD: its input.
+      position_BT: absolute position of each token.
+      frequency: of this layer's rotation, as from `Rope.frequencies`.
+      make_parts: (key, value) to all that can be attended to.
 
     Returns:
       (x_BGTD, (key_BGHTK, value_BGHTK)): output, own keys and values.
     """
     s = self.settings
-    y_BGTD = rms_norm(x_BGTD, self.attention_norm[...], s.norm_eps)
+    y_BGTD = self._norm(x_BGTD, self.attention_norm)
     batch = y_BGTD.shape[:-1]
     query = self.q(y_BGTD).reshape(*batch, s.num_kv_heads, -1, s.head_size)
     key = self.k(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
     value = self.v(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
+    if s.has_qk_norm:
+      query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
     position_BGT = jnp.broadcast_to(position_BT[:, None], batch)
-    query = rope(query, position_BGT, s.rope_theta)
-    key_BGHTK = rope(key, position_BGT, s.rope_theta).swapaxes(2, 3)
+    query = rotate(query, position_BGT, frequency)
+    key_BGHTK = rotate(key, position_BGT, frequency).swapaxes(2, 3)
     value_BGHTK = value.swapaxes(2, 3)
-    mixed = attend(query, make_parts(key_BGHTK, value_BGHTK))
-    x_BGTD += self.o(mixed.reshape(*batch, -1))
-    y_BGTD = rms_norm(x_BGTD, self.mlp_norm[...], s.norm_eps)
-    gated_BGTF = jax.nn.silu(self.gate(y_BGTD)) * self.up(y_BGTD)
-    return x_BGTD + self.down(gated_BGTF), (key_BGHTK, value_BGHTK)
+    mixed = attend(
+      query,
+      make_parts(key_BGHTK, value_BGHTK),
+      scale=(s.query_size or s.head_size) ** -0.5,
+    )
+    y_BGTD = self.o(mixed.reshape(*batch, -1))
+    if s.has_post_norms:
+      y_BGTD = self._norm(y_BGTD, self.post_attention_norm)
+    x_BGTD += y_BGTD
+    y_BGTD = self._norm(x_BGTD, self.mlp_norm)
+    gated_BGTF = _ACTIVATIONS[s.activation](self.gate(y_BGTD)) * self.up(y_BGTD)
+    y_BGTD = self.down(gated_BGTF)
+    if s.has_post_norms:
+      y_BGTD = self._norm(y_BGTD, self.post_mlp_norm)
+    return x_BGTD + y_BGTD, (key_BGHTK, value_BGHTK)
 
 
 class Decoder(nnx.Module):
@@ -262,7 +216,8 @@ class Decoder(nnx.Module):
       rngs=rngs,
     )
     self.final_norm = nnx.Param(
-      jnp.ones((settings.width,), param_dtype), dims='D'
+      jnp.full((settings.width,), 1 - settings.norm_offset, param_dtype),
+      dims='D',
     )
     if not settings.is_tied:
       self.head = nnx.Param(init(rngs.params(), shape, param_dtype), dims='VD')
@@ -328,42 +283,61 @@ class Decoder(nnx.Module):
     return hidden_BGTD
 
   def _run(self, tokens_BGT, prefix, own):
+    s = self.settings
     num_tokens = tokens_BGT.shape[2]
     start_B = jnp.zeros(tokens_BGT.shape[0], jnp.int32)
     if prefix is not None:
       start_B += prefix.length_B
+    own_length = 0
     if own is not None:
-      start_B += own.length
+      own_length = own.length
+      start_B += own_length
     position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
-    is_causal = jnp.expand_dims(jnp.tri(num_tokens, dtype=bool), range(4))
     graphdef, stack = nnx.split(self.layers)
 
     def layer(x_BGTD, inputs):
-      weights, prefix_kv, own_kv = inputs
+      weights, prefix_kv, own_kv, frequency, window = inputs
 
       def make_parts(key_BGHTK, value_BGHTK):
-        parts = [(key_BGHTK, value_BGHTK, is_causal)]
+        after_TT = distances(num_tokens, num_tokens, 0)
+        parts = [(key_BGHTK, value_BGHTK, in_reach(after_TT[None], window))]
         if prefix is not None:
-          is_read_BP = (
-            jnp.arange(prefix_kv[0].shape[-2])[None] < prefix.length_B[:, None]
-          )
-          mask = jnp.expand_dims(is_read_BP, (1, 2, 3, 4))
+          size = prefix_kv[0].shape[-2]
+          is_read_BP = jnp.arange(size)[None] < prefix.length_B[:, None]
+          mask = is_read_BP[:, None]
+          if window is not None:
+            after_BTP = position_BT[..., None] - jnp.arange(size)[None, None]
+            mask = mask & (after_BTP < window)
           parts.append((*prefix_kv, mask))
         if own is not None:
-          is_own_S = jnp.arange(own_kv[0].shape[-2]) < own.length
-          parts.append((*own_kv, jnp.expand_dims(is_own_S, range(5))))
-        return parts
+          after_TS = distances(num_tokens, own_kv[0].shape[-2], own_length)
+          # Slots that are not filled yet come after every new token.
+          is_own_S = jnp.arange(own_kv[0].shape[-2]) < own_length
+          mask = in_reach(after_TS, window) & is_own_S[None]
+          parts.append((*own_kv, mask[None]))
+        return [
+          (key, value, jnp.expand_dims(mask_BTS, (1, 2, 3)))
+          for key, value, mask_BTS in parts
+        ]
 
-      x_BGTD, kv = nnx.merge(graphdef, weights)(x_BGTD, position_BT, make_parts)
+      x_BGTD, kv = nnx.merge(graphdef, weights)(
+        x_BGTD, position_BT, frequency, make_parts
+      )
       return shard(x_BGTD, 'BGTD'), kv
 
     if self.is_remat:
       layer = jax.checkpoint(layer)
-    x_BGTD = shard(self.embedding[...][tokens_BGT].astype(self.dtype), 'BGTD')
+    x_BGTD = self.embedding[...][tokens_BGT].astype(self.dtype)
+    # Rounded to the dtype first, as the models were trained.
+    x_BGTD *= jnp.asarray(s.embedding_scale, self.dtype)
     prefix_kv = prefix and (prefix.key_LBHPK, prefix.value_LBHPK)
     own_kv = own and (own.key_LBGHTK, own.value_LBGHTK)
     x_BGTD, (key, value) = jax.lax.scan(
-      layer, x_BGTD, (stack, prefix_kv, own_kv)
+      layer,
+      shard(x_BGTD, 'BGTD'),
+      (stack, prefix_kv, own_kv, *layer_constants(s)),
     )
-    hidden_BGTD = rms_norm(x_BGTD, self.final_norm[...], self.settings.norm_eps)
+    hidden_BGTD = rms_norm(
+      x_BGTD, self.final_norm[...], s.norm_eps, s.norm_offset
+    )
     return hidden_BGTD, OwnCache(key, value, jnp.int32(num_tokens))

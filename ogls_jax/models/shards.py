@@ -1,0 +1,138 @@
+"""Safetensors files of a model: read by tensor, written in shards."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ogls_jax.errors import UserError
+
+INDEX = 'model.safetensors.index.json'
+# One shard is held in memory while it is written.
+MAX_SHARD_BYTES = 1 << 30
+_FLOATS = {'F64', 'F32', 'F16', 'BF16'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """The open safetensors files of a folder.
+
+  Attributes:
+    shapes: by tensor name.
+    homes: the open file that holds each tensor.
+  """
+
+  shapes: dict[str, tuple[int, ...]]
+  homes: dict[str, safetensors.safe_open]
+
+  def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    """Part of a tensor, in its stored dtype; reads no more than that part."""
+    if all(part == slice(None) for part in index):
+      return self.homes[name].get_tensor(name)
+    return self.homes[name].get_slice(name)[index]
+
+
+def read_json(file: pathlib.Path) -> dict:
+  """The JSON object in a file of a model's folder."""
+  try:
+    content = json.loads(file.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f'model.path = {file}: not a readable JSON file ({error})'
+    ) from error
+  if not isinstance(content, dict):
+    raise UserError(f'model.path = {file}: not a JSON object')
+  return content
+
+
+def open_shards(folder: pathlib.Path) -> Shards:
+  """Opens what the folder's index names, or its only safetensors file.
+
+  Raises:
+    UserError: a file is missing or damaged, or holds other than floats.
+  """
+  shapes, homes = {}, {}
+  for file in _files(folder):
+    try:
+      opened = safetensors.safe_open(file, 'np')
+      names = list(opened.keys())
+    except (OSError, safetensors.SafetensorError) as error:
+      raise UserError(
+        f'model.path = {file}: not a readable safetensors file ({error}); fetch'
+        ' it again'
+      ) from error
+    for name in names:
+      piece = opened.get_slice(name)
+      if piece.get_dtype() not in _FLOATS:
+        raise UserError(
+          f'model.path = {file}: tensor {name} is {piece.get_dtype()};'
+          f' supported are {", ".join(sorted(_FLOATS))}'
+        )
+      shapes[name], homes[name] = tuple(piece.get_shape()), opened
+  return Shards(shapes, homes)
+
+
+def _files(folder):
+  index = folder / INDEX
+  if index.is_file():
+    homes = read_json(index).get('weight_map')
+    names = set(homes.values()) if isinstance(homes, dict) else set()
+    if not names:
+      raise UserError(f'model.path = {index}: it has no weight_map')
+    for name in sorted(names):
+      if pathlib.Path(name).name != name or not (folder / name).is_file():
+        raise UserError(
+          f'model.path = {folder}: {INDEX} names {name!r}, which is not there;'
+          ' fetch it'
+        )
+    return [folder / name for name in sorted(names)]
+  if (folder / 'model.safetensors').is_file():
+    return [folder / 'model.safetensors']
+  files = sorted(folder.glob('*.safetensors'))
+  if len(files) != 1:
+    raise UserError(
+      f'model.path = {folder}: {len(files)} .safetensors files and no {INDEX};'
+      ' one file or an index is needed (pickled weights are never read)'
+    )
+  return files
+
+
+def write_shards(
+  folder: pathlib.Path,
+  num_bytes: dict[str, int],
+  read: Callable[[str], np.ndarray],
+  *,
+  max_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+  """Writes tensors as transformers names them: one file, or shards and index.
+
+  Args:
+    folder: exists.
+    num_bytes: size of each tensor, in the order in which they are written.
+    read: gives a tensor by name; asked for each once.
+    max_bytes: of a shard, unless one tensor is larger.
+  """
+  groups, room = [], 0
+  for name, size in num_bytes.items():
+    if not groups or size > room:
+      groups.append([])
+      room = max_bytes
+    groups[-1].append(name)
+    room -= size
+  homes = {}
+  for number, names in enumerate(groups, 1):
+    file = f'model-{number:05}-of-{len(groups):05}.safetensors'
+    if len(groups) == 1:
+      file = 'model.safetensors'
+    tensors = {name: np.ascontiguousarray(read(name)) for name in names}
+    # transformers refuses a file that does not say who wrote it.
+    safetensors.numpy.save_file(tensors, folder / file, {'format': 'pt'})
+    homes |= dict.fromkeys(names, file)
+  if len(groups) > 1:
+    total = {'total_size': sum(num_bytes.values())}
+    text = json.dumps({'metadata': total, 'weight_map': homes}, indent=2)
+    (folder / INDEX).write_text(text + '\n', encoding='utf-8')
