@@ -106,6 +106,10 @@ def _prompt() -> config_dict.ConfigDict:
   return config_dict.create(
     student_template='student',  # a packaged name, or the path of a file
     teacher_template='teacher',
+    # Whether the chat template asks for thinking first; the teacher's key is
+    # also for its prompt without a hint. False needs a template that can.
+    student_thinking=True,
+    teacher_thinking=True,
     max_tokens=1024,  # of a student prompt; longer ones are an error
     bucket_tokens=64,  # prompts and contexts are padded to a multiple
   )
@@ -114,7 +118,7 @@ def _prompt() -> config_dict.ConfigDict:
 def _model() -> config_dict.ConfigDict:
   return config_dict.create(
     path='',  # a .gguf file, a folder of safetensors, or package:NAME
-    tokenizer_path='',  # empty: the tokenizer that lies with the model
+    tokenizer_path='',  # like path; empty: the tokenizer with the model
     dtype='bfloat16',  # of activations
     param_dtype='bfloat16',  # of the base weights; adapters are float32
     is_remat=True,  # recompute activations in the backward pass

@@ -17,13 +17,14 @@ from ogls_jax.errors import UserError
 from ogls_jax.hints import HintRules
 from ogls_jax.mesh import shardings_of
 from ogls_jax.models import weights
-from ogls_jax.models.transformer import Decoder, DecoderSettings
+from ogls_jax.models.settings import DecoderSettings
+from ogls_jax.models.transformer import Decoder
 from ogls_jax.prompts import PromptMaker, check_prompt_lengths, load_template
 from ogls_jax.step import Objective
 from ogls_jax.tasks import arithmetic
 from ogls_jax.tasks.question import Question
 from ogls_jax.tokenizer import Tokenizer, load_tokenizer
-from ogls_jax.validate import lora_targets
+from ogls_jax.validate import get, lora_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +133,22 @@ def uids_of(questions: list[Question]) -> list[int]:
 
 
 def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
-  """The tokenizer and the prompt templates."""
+  """The tokenizer and the prompt templates.
+
+  Raises:
+    UserError: one of them cannot be read, or thinking is turned off and the
+      chat template cannot do that.
+  """
+  tokenizer = _load_tokenizer(config)
+  for key in ('prompt.student_thinking', 'prompt.teacher_thinking'):
+    if not get(config, key) and not tokenizer.has_thinking_switch:
+      raise UserError(
+        f'{key} = False, but the chat template of'
+        f' {config.model.tokenizer_path or config.model.path} has no'
+        f' enable_thinking to turn off, or there is none; set {key}=True'
+      )
   return PromptMaker(
-    tokenizer=_load_tokenizer(config),
+    tokenizer=tokenizer,
     student=load_template(
       'prompt.student_template', config.prompt.student_template
     ),
@@ -143,13 +157,14 @@ def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
       config.prompt.teacher_template,
       ('question', 'hint'),
     ),
+    is_student_thinking=config.prompt.student_thinking,
+    is_teacher_thinking=config.prompt.teacher_thinking,
   )
 
 
 def _load_tokenizer(config) -> Tokenizer:
-  if config.model.tokenizer_path:
-    return load_tokenizer(config.model.tokenizer_path)
-  return load_tokenizer(weights.resolve_model_path(config.model.path))
+  key = 'model.tokenizer_path' if config.model.tokenizer_path else 'model.path'
+  return load_tokenizer(weights.resolve_model_path(get(config, key), key=key))
 
 
 def decoder_settings(

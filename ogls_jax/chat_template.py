@@ -1,9 +1,12 @@
 """A model's own chat template: Jinja source that becomes prompt text."""
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Mapping
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 
 from ogls_jax.errors import UserError
@@ -16,19 +19,24 @@ class ChatTemplate:
   Attributes:
     template: what Jinja made of the source.
     file: where the source lies, for messages.
-    bos_token, eos_token: spelled out, '' if the model has none.
+    special_tokens: spelled out by name (`bos_token`); those the model has.
   """
 
   template: jinja2.Template
   file: pathlib.Path
-  bos_token: str
-  eos_token: str
+  special_tokens: Mapping[str, str]
 
-  def prompt(self, user_text: str) -> str:
+  def prompt(self, user_text: str, *, is_thinking: bool = True) -> str:
     """One user message, up to where the model answers."""
     return self._render(
-      [{'role': 'user', 'content': user_text}], add_generation_prompt=True
+      [{'role': 'user', 'content': user_text}],
+      add_generation_prompt=True,
+      is_thinking=is_thinking,
     )
+
+  def has_thinking_switch(self) -> bool:
+    """Whether a prompt without thinking differs from one with it."""
+    return self.prompt('question') != self.prompt('question', is_thinking=False)
 
   def end_of_turn(self) -> str:
     """What follows an assistant's message: its end token and maybe more."""
@@ -38,17 +46,19 @@ class ChatTemplate:
         {'role': 'assistant', 'content': 'answer'},
       ],
       add_generation_prompt=False,
+      is_thinking=True,
     )
     return text.rpartition('answer')[2]
 
-  def _render(self, messages, *, add_generation_prompt):
+  def _render(self, messages, *, add_generation_prompt, is_thinking):
     try:
       return self.template.render(
+        **self.special_tokens,
         messages=messages,
         add_generation_prompt=add_generation_prompt,
-        bos_token=self.bos_token,
-        eos_token=self.eos_token,
+        enable_thinking=is_thinking,
         tools=None,
+        documents=None,
       )
     # The template is a program: any exception can come out of it.
     except Exception as error:
@@ -58,22 +68,50 @@ class ChatTemplate:
       ) from error
 
 
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} marks what an assistant wrote and shows it as it is."""
+
+  tags = {'generation'}
+
+  def parse(self, parser):
+    """Called by Jinja at the tag."""
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _raise_exception(message):
+  raise jinja2.TemplateError(message)
+
+
+def _to_json(
+  value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+):
+  # Jinja's own escapes what HTML would read.
+  return json.dumps(
+    value,
+    ensure_ascii=ensure_ascii,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
+  )
+
+
 def compile_template(
-  source: str, file: pathlib.Path, *, bos_token: str, eos_token: str
+  source: str, file: pathlib.Path, *, special_tokens: Mapping[str, str]
 ) -> ChatTemplate:
   """Compiles a template's source; the arguments are those of the result."""
+  # Whitespace, filters and tags as templates are written for: those of
+  # transformers' apply_chat_template.
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
-    extensions=['jinja2.ext.loopcontrols'],
+    extensions=[_Generation, 'jinja2.ext.loopcontrols'],
   )
-
-  def raise_exception(message):
-    raise jinja2.TemplateError(message)
-
   # Dates (`strftime_now`) stay undefined: templates then use a fixed one, and
   # the same question gives the same ids every day.
-  environment.globals['raise_exception'] = raise_exception
+  environment.globals['raise_exception'] = _raise_exception
+  environment.filters['tojson'] = _to_json
   try:
     template = environment.from_string(source)
   except jinja2.TemplateError as error:
@@ -81,7 +119,7 @@ def compile_template(
       f'model.tokenizer_path = {file}: its chat template does not parse'
       f' ({error})'
     ) from error
-  return ChatTemplate(template, file, bos_token, eos_token)
+  return ChatTemplate(template, file, special_tokens)
 
 
 def read_template(folder: pathlib.Path, config: dict) -> str | None:

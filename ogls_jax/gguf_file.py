@@ -21,31 +21,36 @@ class GgufHeader:
   tensors: dict[str, tuple[int, ...]]
 
 
-def open_gguf(file: pathlib.Path) -> gguf.GGUFReader:
-  """Opens a GGUF file, whose tensors are then read on demand."""
+def read_gguf_header(file: pathlib.Path) -> GgufHeader:
+  """The header, kept for the last file: parsing a vocabulary takes seconds."""
+  return _read(*_state(file))[0]
+
+
+def open_gguf_tensors(file: pathlib.Path) -> dict[str, gguf.ReaderTensor]:
+  """Its tensors by name; their data is read when used."""
+  return _read(*_state(file))[1]
+
+
+def _state(file):
+  stat = os.stat(file)
+  return file, stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=1)
+def _read(file, mtime_ns, size):
+  del mtime_ns, size  # only part of the cache's key
   try:
-    return gguf.GGUFReader(file)
+    reader = gguf.GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
   # A damaged file fails anywhere in the parser, with any exception.
   except Exception as error:
     raise UserError(
       f'model.path or model.tokenizer_path = {file}: not a readable GGUF file'
       f' ({error})'
     ) from error
-
-
-def read_gguf_header(file: pathlib.Path) -> GgufHeader:
-  """The header, kept for the last file: parsing a vocabulary takes seconds."""
-  stat = os.stat(file)
-  return _read_gguf_header(file, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(maxsize=1)
-def _read_gguf_header(file, mtime_ns, size):
-  del mtime_ns, size  # only part of the cache's key
-  reader = open_gguf(file)
-  fields = {name: field.contents() for name, field in reader.fields.items()}
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
   shapes = {
-    tensor.name: tuple(int(size) for size in reversed(tensor.shape))
-    for tensor in reader.tensors
+    name: tuple(int(size) for size in reversed(tensor.shape))
+    for name, tensor in tensors.items()
   }
-  return GgufHeader(fields, shapes)
+  return GgufHeader(fields, shapes), tensors

@@ -155,7 +155,7 @@ def build_hints(
     texts += responses[b * group_size : (b + 1) * group_size]
     for m, n in enumerate(np.flatnonzero(is_needed_BN[b])):
       if n == _ANCHOR:
-        contexts[b][m] = maker.student_ids(question)
+        contexts[b][m] = maker.anchor_ids(question)
       else:
         hint, is_cut = cut_hint(texts[n], maker, rules)
         num_cut += is_cut

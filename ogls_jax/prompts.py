@@ -26,21 +26,36 @@ class PromptMaker:
     tokenizer: its chat template, if it has one, wraps the rendered text.
     student: template of the student's message; sees `question`.
     teacher: template of the teacher's; sees `question` and `hint`.
+    is_student_thinking, is_teacher_thinking: what the chat template is told;
+      False needs `tokenizer.has_thinking_switch`.
   """
 
   tokenizer: Tokenizer
   student: jinja2.Template
   teacher: jinja2.Template
+  is_student_thinking: bool = True
+  is_teacher_thinking: bool = True
 
   def student_ids(self, question: Question) -> list[int]:
-    """The student's prompt, which is also the teacher's without a hint."""
+    """The student's prompt."""
     text = self.student.render(question=question.question)
-    return self.tokenizer.encode_chat(text)
+    return self.tokenizer.encode_chat(
+      text, is_thinking=self.is_student_thinking
+    )
+
+  def anchor_ids(self, question: Question) -> list[int]:
+    """The teacher's prompt without a hint (z0): the student's message."""
+    text = self.student.render(question=question.question)
+    return self.tokenizer.encode_chat(
+      text, is_thinking=self.is_teacher_thinking
+    )
 
   def teacher_ids(self, question: Question, hint: str) -> list[int]:
     """The teacher's prompt with one hint; one wording for right and wrong."""
     text = self.teacher.render(question=question.question, hint=hint)
-    return self.tokenizer.encode_chat(text)
+    return self.tokenizer.encode_chat(
+      text, is_thinking=self.is_teacher_thinking
+    )
 
 
 def load_template(

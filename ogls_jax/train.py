@@ -138,7 +138,9 @@ def train(
   """
   sizes = validate(config, jax.device_count())
   maker = build.load_maker(config)
-  check_vocabulary(config, maker.tokenizer.vocab_size)
+  num_ids = maker.tokenizer.vocab_size
+  settings = build.decoder_settings(config, num_ids)
+  check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
   questions, held_out, num_skipped = build.load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
   flag = f'--workdir={workdir}'
@@ -149,7 +151,6 @@ def train(
     return json.loads((workdir / 'summary.json').read_text())
   mesh = make_mesh(dict(config.mesh))
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
     base = build.base_model(config, settings, mesh)
     teacher = None
     if config.method == 'kd':

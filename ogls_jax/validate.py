@@ -222,12 +222,27 @@ def _check_divides(config, *, rows):
       )
 
 
-def check_vocabulary(config: config_dict.ConfigDict, vocab_size: int) -> None:
-  """Rejects a top-k beyond the vocabulary."""
-  if config.rollouts.top_k > vocab_size:
+def check_vocabulary(
+  config: config_dict.ConfigDict, *, num_ids: int, num_rows: int
+) -> None:
+  """Rejects a tokenizer or a top-k beyond the vocabulary.
+
+  Args:
+    config: as from configs/default.py.
+    num_ids: of the tokenizer; they are 0 to num_ids - 1, ends included.
+    num_rows: of the model's embedding. More than ids are usual: padding.
+  """
+  if num_ids > num_rows:
+    key = 'tokenizer_path' if config.model.tokenizer_path else 'path'
+    raise UserError(
+      f'model.{key} = {config.model[key]!r} holds a tokenizer of {num_ids} ids'
+      f' and the model has an embedding of {num_rows}; give the tokenizer that'
+      ' it was trained with in model.tokenizer_path'
+    )
+  if config.rollouts.top_k > num_rows:
     raise UserError(
       f'rollouts.top_k = {config.rollouts.top_k} is more than the vocabulary of'
-      f' {vocab_size}; 0 keeps all'
+      f' {num_rows}; 0 keeps all'
     )
 
 

@@ -107,6 +107,32 @@ def test_contexts_hold_what_the_pools_weigh(maker):
   assert hints.context_BMC.shape[-1] % 8 == 0
 
 
+def test_the_anchor_thinks_as_the_teacher_does(maker):
+  def encode_chat(text, *, is_thinking=True):
+    return maker.tokenizer.encode(text if is_thinking else text + '=')
+
+  tokenizer = hints_lib.dataclasses.replace(
+    maker.tokenizer, encode_chat=encode_chat
+  )
+  for student, teacher in ((True, False), (False, True)):
+    own = hints_lib.dataclasses.replace(
+      maker,
+      tokenizer=tokenizer,
+      is_student_thinking=student,
+      is_teacher_thinking=teacher,
+    )
+    hints, _ = build(own)
+    texts = [
+      tokenizer.decode(hints.context_BMC[0, m, :n].tolist())
+      for m, n in enumerate(hints.length_BM[0, :2])
+    ]
+    end = 'Answer: ' if teacher else 'Answer: ='
+    assert texts[0] == 'Question: 0 + 1\n' + end
+    assert texts[1] == 'Question: 0 + 1\nHint: try 0\n' + end
+    ids = own.student_ids(Question('q', '0 + 1', '1'))
+    assert tokenizer.decode(ids).endswith('=') != student
+
+
 def test_every_needed_hint_has_a_context_with_its_weight(maker):
   for method in ('ogls_sd', 'pos_mean', 'pos_only', 'opsd'):
     hints, _ = build(maker, method, solutions=('7', '8', None))

@@ -6,7 +6,7 @@ import pathlib
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
   errors numerics batches mesh
-  gguf_file gguf_tokenizer chat_template tokenizer
+  gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   data
   models.settings models.attention models.lora models.transformer

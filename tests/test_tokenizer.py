@@ -1,9 +1,9 @@
 import importlib.util
 import json
 
-import gguf
 import pytest
 import sentencepiece
+import tokenizer_files
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -28,7 +28,9 @@ CHATML = (
 TEXTS = ['abc 12 x', ' a\n\tab', 'naïve 你好 👍🏽', '<think>12</think>', '']
 
 
-def write_json(folder, *, adds_bos=False, truncates=False, **config):
+def write_json(
+  folder, *, adds_bos=False, truncates=False, control=CONTROL, **config
+):
   """A folder with tokenizer.json and, unless empty, tokenizer_config.json."""
   vocab = {token: i for i, token in enumerate(TOKENS)}
   fast = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=MERGES))
@@ -39,7 +41,7 @@ def write_json(folder, *, adds_bos=False, truncates=False, **config):
     ]
   )
   fast.decoder = decoders.ByteLevel()
-  fast.add_special_tokens(CONTROL)
+  fast.add_special_tokens(control)
   fast.add_tokens([tokenizers.AddedToken('<think>', normalized=False)])
   if adds_bos:
     fast.post_processor = processors.TemplateProcessing(
@@ -56,23 +58,13 @@ def write_json(folder, *, adds_bos=False, truncates=False, **config):
   return folder
 
 
-def write_gguf(file, *, kind='gpt2', pre='smollm', has_eos=True, template=None):
-  writer = gguf.GGUFWriter(file, 'llama')
-  writer.add_tokenizer_model(kind)
-  writer.add_tokenizer_pre(pre)
-  writer.add_token_list(TOKENS)
+def write_gguf(file, *, has_eos=True, **fields):
   types = [3] * len(CONTROL) + [4]
-  writer.add_token_types(types + [1] * (len(TOKENS) - len(types)))
-  writer.add_token_merges([' '.join(merge) for merge in MERGES])
-  if has_eos:
-    writer.add_eos_token_id(0)
-  if template:
-    writer.add_chat_template(template)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return file
+  types += [1] * (len(TOKENS) - len(types))
+  fields |= {'eos_token_id': 0} if has_eos else {}
+  return tokenizer_files.write_gguf(
+    file, TOKENS, types, kind='gpt2', pre='smollm', merges=MERGES, **fields
+  )
 
 
 def test_gguf_gives_the_ids_of_tokenizer_json(tmp_path):
@@ -131,6 +123,45 @@ def test_bos_comes_once_or_not_at_all(tmp_path, adds_bos):
   (folder / 'chat_template.jinja').write_text(template)
   chat = load_tokenizer(folder)
   assert chat.encode_chat('ab') == [TOKENS.index('<s>'), *base.encode('ab')]
+
+
+def test_control_tokens_that_only_a_config_names(tmp_path):
+  folder = write_json(tmp_path / 'a', control=[], chat_template=CHATML)
+  text = '{"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}'
+  (folder / 'special_tokens_map.json').write_text(text)
+  transformers = pytest.importorskip('transformers')
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = load_tokenizer(folder)
+  assert ours.eos_ids == (TOKENS.index('<|im_end|>'),)
+  assert len(ours.encode('<|im_end|>')) > 1
+  expected = theirs.apply_chat_template(
+    [{'role': 'user', 'content': 'ab'}],
+    add_generation_prompt=True,
+    return_dict=False,
+  )
+  assert ours.encode_chat('ab') == expected
+  assert expected.count(TOKENS.index('<|im_end|>')) == 1
+
+
+def test_struck_out_text_is_no_end(tmp_path):
+  # Gemma's vocabulary has </s> beside <s>, and its .model turns as text.
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['ab abc 12', 'abc ba 21'] * 20),
+    model_prefix=str(tmp_path / 'sp'),
+    vocab_size=20,
+    hard_vocab_limit=False,
+    eos_piece='<eos>',
+    user_defined_symbols=['</s>', '<end_of_turn>'],
+    minloglevel=2,
+  )
+  tokenizer = load_tokenizer(tmp_path / 'sp.model')
+  assert tokenizer.eos_ids == (2, 4)  # <eos> and <end_of_turn>
+  tokens = ['<eos>', '</s>', '<end_of_turn>', 'a', 'aa']
+  file = tokenizer_files.write_gguf(
+    tmp_path / 'a.gguf', tokens, [3, 4, 4, 1, 1], kind='gpt2', pre='qwen2',
+    merges=[('a', 'a')], eos_token_id=0,
+  )  # fmt: skip
+  assert load_tokenizer(file).eos_ids == (0, 2)
 
 
 def test_truncation_of_the_file_is_not_ours(tmp_path):
@@ -212,8 +243,6 @@ def _break(name, content):
     (lambda t: write_json(t / 'a'), 'no end-of-sequence'),
     (lambda t: write_json(t / 'a', eos_token='</s>'), "'</s>' is not in"),
     (lambda t: write_gguf(t / 'a.gguf', has_eos=False), 'no end-of-sequence'),
-    (lambda t: write_gguf(t / 'a.gguf', kind='llama'), 'not supported yet'),
-    (lambda t: write_gguf(t / 'a.gguf', pre='other'), 'not supported yet'),
   ],
 )
 def test_errors_name_the_key_and_the_file(tmp_path, make, message):

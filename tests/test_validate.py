@@ -170,9 +170,18 @@ def test_a_stage_that_does_not_run_is_not_checked():
 
 def test_top_k_beyond_the_vocabulary():
   config = tiny(rollouts__top_k=108)
-  validate_lib.check_vocabulary(config, 108)
+  validate_lib.check_vocabulary(config, num_ids=107, num_rows=108)
   with pytest.raises(UserError, match='rollouts.top_k = 108 is more than'):
-    validate_lib.check_vocabulary(config, 107)
+    validate_lib.check_vocabulary(config, num_ids=107, num_rows=107)
+
+
+@pytest.mark.parametrize('key', ['model.path', 'model.tokenizer_path'])
+def test_a_tokenizer_beyond_the_embedding(key):
+  config = tiny(model__path='', model__tokenizer_path='')
+  config.update_from_flattened_dict({key: 'some/file'})
+  validate_lib.check_vocabulary(config, num_ids=107, num_rows=107)
+  with pytest.raises(UserError, match=f"{key} = 'some/file'.*108.*107"):
+    validate_lib.check_vocabulary(config, num_ids=108, num_rows=107)
 
 
 def test_a_misspelt_key_in_a_config_file_is_an_error():

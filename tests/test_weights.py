@@ -2,7 +2,6 @@ import importlib.util
 import json
 import os
 import re
-import weakref
 
 import gguf
 import gguf.quants
@@ -196,7 +195,7 @@ def test_second_load_comes_from_the_cache(tmp_path, cache_dir, monkeypatch):
     broken.write_bytes(damage)
     assert_same(load(file), first)
   opened = []
-  monkeypatch.setattr(tensor_files, 'open_gguf', opened.append)
+  monkeypatch.setattr(tensor_files, 'open_gguf_tensors', opened.append)
   assert_same(load(file), first)  # what was broken was written anew
   monkeypatch.undo()
   monkeypatch.setenv('OGLS_CACHE_DIR', str(cache_dir))
@@ -218,7 +217,7 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
     (lambda t: t.update(odd=t[Q0]), 'tensor odd has no place'),
     (lambda t: t.update({Q0: t[Q0][:8]}), rf'{Q0} has shape \(8, 32\)'),
     (lambda t: t[Q0].fill(np.nan), f'{Q0} is not finite'),
-    (lambda t: t[Q0].fill(1e5), f'{Q0} is not finite in the dtype'),
+    (lambda t: t[Q0].fill(1e5), f'{Q0} is not finite as float16'),
     (
       lambda t: t.update(
         {'lm_head.weight': t['model.embed_tokens.weight'] + 1}
@@ -404,23 +403,6 @@ def test_hub_names(tmp_path, monkeypatch):
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(UserError, match='k = hub:a/b: .*OSError: no network'):
     weights.resolve_model_path('hub:a/b', key='k')
-
-
-def test_memory_of_one_tensor_at_a_time(tmp_path, monkeypatch):
-  """The host reads no tensor before the one before it has left."""
-  held = []
-  read = tensor_files.Shards.read
-
-  def counted(self, name, index):
-    array = read(self, name, index)
-    held.append(weakref.ref(array))
-    assert sum(ref() is not None for ref in held) <= 2
-    return array
-
-  monkeypatch.setattr(tensor_files.Shards, 'read', counted)
-  mesh = Mesh(np.reshape(jax.devices()[:1], (1, 1, 1)), AXES)
-  weights.load_decoder(write_folder(tmp_path / 'hf'), mesh=mesh)
-  assert len(held) == 2 + 2 * len(LAYER)
 
 
 def test_decoder_on_a_mesh(tmp_path):

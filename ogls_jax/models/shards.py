@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -14,26 +15,33 @@ from ogls_jax.errors import UserError
 INDEX = 'model.safetensors.index.json'
 # One shard is held in memory while it is written.
 MAX_SHARD_BYTES = 1 << 30
-_FLOATS = {'F64', 'F32', 'F16', 'BF16'}
+_FLOATS = {
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(jnp.bfloat16),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """The open safetensors files of a folder.
+  """The tensors of a folder's safetensors files.
 
   Attributes:
     shapes: by tensor name.
-    homes: the open file that holds each tensor.
+    places: the arguments of `np.memmap` for each tensor.
   """
 
   shapes: dict[str, tuple[int, ...]]
-  homes: dict[str, safetensors.safe_open]
+  places: dict[str, dict]
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """Part of a tensor, in its stored dtype; reads no more than that part."""
-    if all(part == slice(None) for part in index):
-      return self.homes[name].get_tensor(name)
-    return self.homes[name].get_slice(name)[index]
+    """Part of a tensor, in its stored dtype.
+
+    A view of the file: what is used of it is fetched, and memory that it took
+    is free again when the view is gone.
+    """
+    return np.asarray(np.memmap(**self.places[name], mode='r')[index])
 
 
 def read_json(file: pathlib.Path) -> dict:
@@ -55,25 +63,41 @@ def open_shards(folder: pathlib.Path) -> Shards:
   Raises:
     UserError: a file is missing or damaged, or holds other than floats.
   """
-  shapes, homes = {}, {}
+  places = {}
   for file in _files(folder):
-    try:
-      opened = safetensors.safe_open(file, 'np')
+    places |= _places(file)
+  return Shards({name: p['shape'] for name, p in places.items()}, places)
+
+
+def _places(file):
+  """Where each tensor of one file lies."""
+  try:
+    with safetensors.safe_open(file, 'np') as opened:  # checks all of it
       names = list(opened.keys())
-    except (OSError, safetensors.SafetensorError) as error:
+    # The library would copy each tensor, which takes as long as the rest.
+    with file.open('rb') as stream:
+      num_bytes = int.from_bytes(stream.read(8), 'little')
+      header = json.loads(stream.read(num_bytes))
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    raise UserError(
+      f'model.path = {file}: not a readable safetensors file ({error}); fetch'
+      ' it again'
+    ) from error
+  places = {}
+  for name in names:
+    kind = header[name]['dtype']
+    if kind not in _FLOATS:
       raise UserError(
-        f'model.path = {file}: not a readable safetensors file ({error}); fetch'
-        ' it again'
-      ) from error
-    for name in names:
-      piece = opened.get_slice(name)
-      if piece.get_dtype() not in _FLOATS:
-        raise UserError(
-          f'model.path = {file}: tensor {name} is {piece.get_dtype()};'
-          f' supported are {", ".join(sorted(_FLOATS))}'
-        )
-      shapes[name], homes[name] = tuple(piece.get_shape()), opened
-  return Shards(shapes, homes)
+        f'model.path = {file}: tensor {name} is {kind}; supported are'
+        f' {", ".join(sorted(_FLOATS))}'
+      )
+    places[name] = {
+      'filename': file,
+      'dtype': _FLOATS[kind],
+      'offset': 8 + num_bytes + header[name]['data_offsets'][0],
+      'shape': tuple(header[name]['shape']),
+    }
+  return places
 
 
 def _files(folder):

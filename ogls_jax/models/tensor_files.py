@@ -8,7 +8,6 @@ disk: $OGLS_CACHE_DIR, by default ~/.cache/ogls_jax.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ import numpy as np
 import safetensors
 
 from ogls_jax.errors import UserError
-from ogls_jax.gguf_file import open_gguf, read_gguf_header
+from ogls_jax.gguf_file import open_gguf_tensors, read_gguf_header
 from ogls_jax.models.shards import (
   INDEX,
   Shards,
@@ -117,7 +116,7 @@ def read_gguf_tensor(file: pathlib.Path, name: str) -> np.ndarray:
   Raises:
     UserError: its quantization is not supported.
   """
-  tensor = _opened(file)[name]
+  tensor = open_gguf_tensors(file)[name]
   try:
     array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
   except NotImplementedError as error:
@@ -126,11 +125,6 @@ def read_gguf_tensor(file: pathlib.Path, name: str) -> np.ndarray:
       ' which cannot be dequantized; use another quantization'
     ) from error
   return array.astype(np.float32, copy=False)
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(file):
-  return {tensor.name: tensor for tensor in open_gguf(file).tensors}
 
 
 def _open_gguf(file):

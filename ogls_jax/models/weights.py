@@ -5,8 +5,11 @@ read_settings(path)      -> DecoderSettings
 load_decoder(path, ...)  -> Decoder with these weights, placed on a mesh
 """
 
+import collections
+import concurrent.futures
 import functools
 import importlib.util
+import mmap
 import os
 import pathlib
 
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ogls_jax.errors import UserError
 from ogls_jax.gguf_file import read_gguf_header
@@ -127,9 +130,9 @@ def load_decoder(
 ) -> Decoder:
   """A decoder with the file's weights, placed on the mesh.
 
-  Tensors go to the devices one at a time, in the dtype in which they are
-  stored, and are cast, transposed and stacked there. A process reads those
-  parts only that its devices hold, and its memory one tensor at a time.
+  Parameters go to the devices shard by shard: a process reads those parts of
+  each tensor only that its devices hold, and its memory holds two shards and
+  the tensors that fill them, never the model.
 
   Args:
     path: as in `resolve_model_path`.
@@ -161,11 +164,13 @@ def load_decoder(
     tensors, settings, {name: v.shape for name, v in variables.items()}
   )
   loader = _Loader(tensors, settings, mesh)
+  # Two at a time: one is read while the other goes to its devices.
+  with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+    arrays = list(pool.map(loader.load, variables, variables.values()))
   params = nnx.from_flat_state(
-    (tuple(name.split('.')), variable.replace(loader.load(name, variable)))
-    for name, variable in variables.items()
+    (tuple(name.split('.')), variable.replace(array))
+    for (name, variable), array in zip(variables.items(), arrays, strict=True)
   )
-  loader.check_finite()
   return nnx.merge(graphdef, params)
 
 
@@ -179,70 +184,100 @@ def _names(param, settings, is_gguf):
 
 
 class _Loader:
-  """Moves tensors to the devices and remembers which are finite."""
+  """Reads what each device holds of a parameter, and puts it there."""
 
   def __init__(self, tensors: Tensors, settings: DecoderSettings, mesh: Mesh):
     self._tensors = tensors
     self._settings = settings
     self._mesh = mesh
-    self._is_finite: dict[str, jax.Array] = {}
 
   def load(self, param: str, variable: nnx.Variable) -> jax.Array:
     """One parameter of all layers, in the variable's dtype and place."""
     sharding = shardings_of(variable, self._mesh)
-    is_kernel = FAMILIES[self._settings.family].weights[param].is_kernel
-    is_stack = param.startswith('layers.')
-    spec = sharding.spec[1:] if is_stack else sharding.spec
-    part_sharding = NamedSharding(
-      self._mesh, PartitionSpec(*(spec[::-1] if is_kernel else spec))
+    homes = collections.defaultdict(list)
+    indices = sharding.addressable_devices_indices_map(variable.shape)
+    for device, index in indices.items():
+      bounds = [
+        part.indices(size)[:2]
+        for part, size in zip(index, variable.shape, strict=True)
+      ]
+      homes[tuple(bounds)].append(device)
+    arrays = []
+    for bounds, devices in homes.items():
+      part = self._read(param, bounds, variable.dtype)
+      arrays += jax.block_until_ready(
+        [jax.device_put(part, d) for d in devices]
+      )
+    return jax.make_array_from_single_device_arrays(
+      variable.shape, sharding, arrays
     )
-    total = jnp.zeros(variable.shape, variable.dtype, device=sharding)
-    names = _names(param, self._settings, self._tensors.is_gguf)
-    for layer, name in enumerate(names):
-      part = jax.make_array_from_callback(
-        self._tensors.shapes[name], part_sharding, self._reader(param, name)
-      )
-      total, self._is_finite[name] = _put(
-        total, part, layer, is_kernel=is_kernel, is_stack=is_stack
-      )
-      # Else the host could read far ahead of the device.
-      self._is_finite[name].block_until_ready()
-    return total
 
-  def _reader(self, param, name):
-    """Index to that part of a tensor, in Hugging Face's layout."""
+  def _read(self, param, bounds, dtype):
+    """The part of a parameter within `bounds`, (start, stop) by dim."""
     weight = FAMILIES[self._settings.family].weights[param]
+    part = _new_array([stop - start for start, stop in bounds], dtype)
+    names = _names(param, self._settings, self._tensors.is_gguf)
+    is_stack = param.startswith('layers.')
+    index = tuple(slice(*pair) for pair in bounds[1 if is_stack else 0 :])
+    index = index[::-1] if weight.is_kernel else index
+    for name, target in zip(names, part if is_stack else [part], strict=True):
+      stored = self._read_tensor(weight, name, index)
+      if not _copy(stored, target, is_transposed=weight.is_kernel):
+        raise _bad_tensor(
+          self._tensors, name, f'is not finite as {np.dtype(dtype)}'
+        )
+    return part
+
+  def _read_tensor(self, weight, name, index):
+    """Part of a tensor in Hugging Face's layout."""
     if not self._tensors.is_gguf:
-      return functools.partial(self._tensors.read, name)
-    whole = self._tensors.read(
-      name, (slice(None),) * len(self._tensors.shapes[name])
-    )
+      return self._tensors.read(name, index)
+    # Whole heads are needed to put their rows in order.
+    everything = (slice(None),) * len(self._tensors.shapes[name])
+    array = self._tensors.read(name, everything)
     if weight.gguf_heads:
       num_heads = getattr(self._settings, weight.gguf_heads)
-      whole = unpermute_heads(whole, num_heads)
-    if weight.gguf_offset:
-      whole = whole - np.float32(weight.gguf_offset)
-    return whole.__getitem__
-
-  def check_finite(self) -> None:
-    """Raises UserError for a tensor that is not finite as loaded."""
-    for name, is_finite in jax.device_get(self._is_finite).items():
-      if not is_finite:
-        raise UserError(
-          f'model.path = {self._tensors.path}: tensor {name} is not finite in'
-          ' the dtype it is loaded as; fetch the file again, or load it as'
-          ' float32 or bfloat16'
-        )
+      array = unpermute_heads(array, num_heads)
+    return (array - np.float32(weight.gguf_offset))[index]
 
 
-@functools.partial(
-  jax.jit, donate_argnums=0, static_argnames=('is_kernel', 'is_stack')
-)
-def _put(total, part, layer, *, is_kernel, is_stack):
-  """(total with `part` as its layer, or as the whole; whether it is finite)."""
-  part = (part.T if is_kernel else part).astype(total.dtype)
-  is_finite = jnp.isfinite(part).all()
-  return (total.at[layer].set(part) if is_stack else part), is_finite
+def _copy(source, target, *, is_transposed):
+  """Casts and maybe transposes; returns whether the result is finite.
+
+  On bits, which NumPy handles faster than bfloat16 and without holding up other
+  threads, and by blocks of rows that fit a cache.
+  """
+  step = 64
+  bits = target.view(f'u{target.itemsize}')
+  infinity = np.array(np.inf, target.dtype).view(bits.dtype)
+  is_finite = True
+  for i in range(0, len(source), step):
+    block = _bits_as(source[i : i + step], target.dtype)
+    is_finite &= not ((block & infinity) == infinity).any()
+    if is_transposed:
+      bits[:, i : i + step] = block.T
+    else:
+      bits[i : i + step] = block
+  return is_finite
+
+
+def _bits_as(array, dtype):
+  """The bits of an array as another dtype."""
+  if array.dtype == jnp.bfloat16 and dtype == np.float32:
+    return array.view(np.uint16).astype(np.uint32) << 16
+  with np.errstate(over='ignore'):  # the caller looks for what overflows
+    return array.astype(dtype, copy=False).view(f'u{dtype.itemsize}')
+
+
+def _new_array(shape, dtype):
+  """Fresh memory that starts at a page, which JAX on CPUs need not copy.
+
+  NumPy would ask for huge pages; waiting for them took most of the time on a
+  virtual machine.
+  """
+  num_bytes = int(np.prod(shape)) * dtype.itemsize
+  memory = mmap.mmap(-1, num_bytes, access=mmap.ACCESS_COPY)  # of this process
+  return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def _check_tensors(tensors, settings, shapes):

@@ -1,0 +1,177 @@
+"""Time and memory of loading a checkpoint: ours beside transformers'.
+
+    pip install -r requirements-test.txt
+    python -m benchmarks.loading
+
+writes a checkpoint of Qwen2.5-0.5B's shape with random bfloat16 weights into a
+temporary folder and loads it in fresh processes, alternating, with the file in
+the page cache. A process reports the seconds from path to weights in memory,
+imports excluded, and the growth of its peak resident memory. With
+`--folder=DIR` it loads the checkpoint in DIR instead.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ENGINES = ('ours', 'transformers')
+CONFIG = {
+  'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
+  'vocab_size': 151_936, 'hidden_size': 896, 'num_hidden_layers': 24,
+  'num_attention_heads': 14, 'num_key_value_heads': 2,
+  'intermediate_size': 4864, 'rms_norm_eps': 1e-6, 'rope_theta': 1e6,
+  'hidden_act': 'silu', 'tie_word_embeddings': True, 'torch_dtype': 'bfloat16',
+  'max_position_embeddings': 32_768,
+}  # fmt: skip
+
+
+def write_checkpoint(folder: pathlib.Path) -> None:
+  """Random weights of the shape in `CONFIG`."""
+  import jax
+  import ml_dtypes
+  from flax import nnx
+
+  from ogls_jax.models import families, hf_config, shards, transformer
+
+  settings = hf_config.settings_from_config(CONFIG, folder)
+  decoder = nnx.eval_shape(
+    lambda: transformer.Decoder(settings, rngs=nnx.Rngs(0))
+  )
+  shapes = {}
+  for path, variable in nnx.to_flat_state(nnx.state(decoder)):
+    weight = families.FAMILIES['qwen2'].weights['.'.join(path)]
+    shape = variable.shape
+    if '{}' not in weight.hf:
+      shapes[weight.hf] = shape
+      continue
+    for layer in range(settings.num_layers):
+      own = shape[1:][::-1] if weight.is_kernel else shape[1:]
+      shapes[weight.hf.format(layer)] = own
+  rng = np.random.default_rng(0)
+  shards.write_shards(
+    folder,
+    {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()},
+    lambda name: rng.random(shapes[name], np.float32).astype(
+      ml_dtypes.bfloat16
+    ),
+  )
+  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  del jax
+
+
+def peak_bytes() -> int:
+  # Not getrusage: its peak is inherited from the process that started this one.
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
+
+
+def load_ours(folder, dtype):
+  import jax
+  import jax.numpy as jnp
+
+  from ogls_jax.mesh import make_mesh
+  from ogls_jax.models import weights
+
+  mesh = make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
+  # A backend starts with its first array.
+  jax.block_until_ready(jnp.zeros(1))
+  yield
+  decoder = weights.load_decoder(
+    folder, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype)
+  )
+  yield jax.block_until_ready(decoder)
+
+
+def load_transformers(folder, dtype):
+  import torch
+  import transformers
+
+  transformers.utils.logging.disable_progress_bar()
+  # Lazy: the class is imported with the first use.
+  model_class = transformers.AutoModelForCausalLM
+  transformers.AutoConfig.for_model('qwen2')
+  from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
+
+  yield
+  model = model_class.from_pretrained(folder, dtype=getattr(torch, dtype))
+  # Files are mapped: touch every page, as a first use would.
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.sum()
+  yield model
+
+
+def measure(engine: str, folder: str, dtype: str) -> None:
+  """Loads once in this process and prints what it took as JSON."""
+  stages = {'ours': load_ours, 'transformers': load_transformers}[engine](
+    folder, dtype
+  )
+  next(stages)
+  before, began = peak_bytes(), time.monotonic()
+  model = next(stages)
+  seconds = time.monotonic() - began
+  result = {'seconds': seconds, 'gib': (peak_bytes() - before) / 2**30}
+  del model
+  print(json.dumps(result))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--folder')
+  parser.add_argument('--runs', type=int, default=5)
+  parser.add_argument('--dtypes', default='bfloat16,float32')
+  parser.add_argument('--one', help='engine,dtype: load once and report')
+  args = parser.parse_args()
+  if args.one:
+    engine, dtype = args.one.split(',')
+    measure(engine, args.folder, dtype)
+    return
+  with tempfile.TemporaryDirectory() as work:
+    folder = args.folder
+    if not folder:
+      folder = work
+      write_checkpoint(pathlib.Path(work))
+    for dtype in args.dtypes.split(','):
+      compare(folder, dtype, args.runs)
+
+
+def compare(folder: str, dtype: str, runs: int) -> None:
+  results = {engine: [] for engine in ENGINES}
+  for _ in range(runs):
+    for engine in ENGINES:
+      command = [
+        sys.executable, '-m', 'benchmarks.loading', f'--folder={folder}',
+        f'--one={engine},{dtype}',
+      ]  # fmt: skip
+      done = subprocess.run(command, capture_output=True, text=True, check=True)
+      results[engine].append(json.loads(done.stdout.splitlines()[-1]))
+  for engine, rows in results.items():
+    seconds = [row['seconds'] for row in rows]
+    print(
+      f'{dtype} {engine}: {statistics.median(seconds):.2f} s'
+      f' [{min(seconds):.2f}, {max(seconds):.2f}], peak'
+      f' {statistics.median(row["gib"] for row in rows):.2f} GiB',
+      flush=True,
+    )
+  for key in ('seconds', 'gib'):
+    ratios = [
+      ours[key] / theirs[key]
+      for ours, theirs in zip(*results.values(), strict=True)
+    ]
+    print(
+      f'{dtype} {key}: ours / transformers = {statistics.median(ratios):.2f}'
+      f' [{min(ratios):.2f}, {max(ratios):.2f}]',
+      flush=True,
+    )
+
+
+if __name__ == '__main__':
+  main()
