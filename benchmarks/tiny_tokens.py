@@ -104,7 +104,11 @@ def main():
       next(iterator),
       lambda prompts: roll(state, base.frozen, prompts),
       maker,
-      train_lib.round_rules(config, sizes, build.objective(config)),
+      train_lib.round_rules(
+        config,
+        sizes,
+        build.objective(config, eos_ids=maker.tokenizer.eos_ids),
+      ),
       mesh,
     )
     batch, hints = round_.batch, round_.batch.hints

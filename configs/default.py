@@ -53,11 +53,13 @@ def get_config() -> config_dict.ConfigDict:
     pointwise_clip=0.05,  # nats
     temperature=1.0,  # divides both logits; changes the effective lambda
     block_tokens=128,  # columns of logits held at a time
+    merge_eos=False,  # one stopping action for all end-of-sequence ids
   )
   # Negative log-likelihood of the last tokens of correct rollouts.
   config.tail = config_dict.create(weight=0.0, tokens=64)
   config.kd = config_dict.create(
     teacher_workdir='',  # a finished run whose weights teach
+    teacher_path='',  # or a model that does; like model.path
     source='rollouts',  # rollouts, or solutions of the dataset (offline)
   )
   config.grpo = config_dict.create(clip_low=0.2, clip_high=0.2, kl_weight=0.0)
@@ -77,6 +79,7 @@ def get_config() -> config_dict.ConfigDict:
     samples=1,  # rollouts per question
     batch_questions=32,
     temperature=1.0,
+    max_tokens=0,  # length of its rollouts; 0: rollouts.max_tokens
   )
   config.checkpoint = config_dict.create(every_steps=25, keep=2)
   config.log = config_dict.create(samples_every_steps=10, samples_rollouts=8)
@@ -117,10 +120,11 @@ def _prompt() -> config_dict.ConfigDict:
 
 def _model() -> config_dict.ConfigDict:
   return config_dict.create(
-    path='',  # a .gguf file, a folder of safetensors, or package:NAME
+    path='',  # a .gguf file, a folder, hub:OWNER/NAME or package:NAME
     tokenizer_path='',  # like path; empty: the tokenizer with the model
     dtype='bfloat16',  # of activations
     param_dtype='bfloat16',  # of the base weights; adapters are float32
+    quantize='',  # int8 or nf4: the kernels that LoRA freezes; needs qwix
     is_remat=True,  # recompute activations in the backward pass
     # Sizes of a model that starts from random weights (path empty).
     width=128,

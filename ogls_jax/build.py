@@ -18,7 +18,7 @@ from ogls_jax.hints import HintRules
 from ogls_jax.mesh import shardings_of
 from ogls_jax.models import weights
 from ogls_jax.models.settings import DecoderSettings
-from ogls_jax.models.transformer import Decoder
+from ogls_jax.models.transformer import LORA_TARGETS, Decoder
 from ogls_jax.prompts import PromptMaker, check_prompt_lengths, load_template
 from ogls_jax.step import Objective
 from ogls_jax.tasks import arithmetic
@@ -232,6 +232,27 @@ def base_model(
   return Model(graphdef, params, nnx.State({}))
 
 
+def quantized(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
+  """`base` with its linear layers quantized, if model.quantize says so.
+
+  Each kernel is deleted once its codes are there, so that both never fill the
+  memory: `base` itself is of no use afterwards.
+  """
+  qtype = config.model.quantize
+  if not qtype:
+    return base
+  decoder = nnx.merge(base.graphdef, base.params)
+  for linear in _linears(decoder):
+    kernel = linear.kernel.get_value()
+    linear.quantize(qtype, mesh)
+    kernel.delete()
+  return Model(*nnx.split(decoder, nnx.Param), base.frozen)
+
+
+def _linears(decoder):
+  return [getattr(decoder.layers, name) for name in LORA_TARGETS]
+
+
 def student_model(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
   """The model that is trained: adapters over `base`, or a copy of it.
 
@@ -244,7 +265,15 @@ def student_model(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
     )
   settings = nnx.merge(base.graphdef, base.params).settings
   make = _make_decoder(config, settings, lora_rank=rank)
-  abstract = nnx.eval_shape(make, jax.random.key(0))
+
+  def make_like_base(key):
+    decoder = make(key)
+    if config.model.quantize:
+      for linear in _linears(decoder):
+        linear.quantize(config.model.quantize, mesh)
+    return decoder
+
+  abstract = nnx.eval_shape(make_like_base, jax.random.key(0))
   graphdef, _, _ = nnx.split(abstract, nnx.LoRAParam, ...)
   # 1: the base's weights came from the seed itself.
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -301,8 +330,10 @@ def make_optimizer(
   )
 
 
-def objective(config: config_dict.ConfigDict) -> Objective:
-  """Stage 2's loss."""
+def objective(
+  config: config_dict.ConfigDict, *, eos_ids: tuple[int, ...]
+) -> Objective:
+  """Stage 2's loss. `eos_ids`: all of the tokenizer's."""
   return Objective(
     method=config.method,
     temperature=config.loss.temperature,
@@ -318,6 +349,7 @@ def objective(config: config_dict.ConfigDict) -> Objective:
     clip_high=config.grpo.clip_high,
     kl_weight=config.grpo.kl_weight,
     rollout_temperature=config.rollouts.temperature,
+    eos_ids=eos_ids if config.loss.merge_eos else (),
   )
 
 

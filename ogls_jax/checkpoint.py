@@ -19,6 +19,10 @@ class Checkpointer:
     """The newest complete step, or None."""
     return self._manager.latest_step()
 
+  def all_steps(self) -> list[int]:
+    """The complete steps that are kept, ascending."""
+    return sorted(self._manager.all_steps())
+
   def save(self, step: int, state: TrainState, position: dict) -> None:
     """Saves `state` and a JSON-like `position` without waiting for the disk."""
     # Key arrays are saved as the integers they wrap.

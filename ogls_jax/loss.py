@@ -7,6 +7,7 @@ backward pass. All losses return sums; the caller divides once.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ogls_jax.models.transformer import project
 from ogls_jax.numerics import Metric, log_probs, masked_metric
@@ -60,6 +61,30 @@ def clip_terms(terms: jax.Array, *, clip_mode: str, pointwise_clip: float):
   raise ValueError(f'unknown clip mode {clip_mode!r}; one of {CLIP_MODES}')
 
 
+def merge_entries(log_prob_RTV: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+  """Makes one vocabulary entry of those at `ids`: their sum, at ids[0].
+
+  The others keep no mass: a finite floor whose exp is 0, where -inf would give
+  nan terms. By masks, which the TPU compiler fuses into the passes there are: a
+  gather made it hold two more blocks of logits.
+
+  Args:
+    log_prob_RTV: normalised; so is the result.
+    ids: distinct; fewer than two change nothing.
+  """
+  if len(ids) < 2:
+    return log_prob_RTV
+  id_V = np.arange(log_prob_RTV.shape[-1])
+  is_first_11V = (id_V == ids[0])[None, None]
+  is_merged_11V = np.isin(id_V, ids)[None, None]
+  merged_RT1 = jax.nn.logsumexp(
+    log_prob_RTV, axis=-1, keepdims=True, where=is_merged_11V
+  )
+  floor = jnp.finfo(log_prob_RTV.dtype).min
+  rest_RTV = jnp.where(is_merged_11V, floor, log_prob_RTV)
+  return jnp.where(is_first_11V, merged_RT1, rest_RTV)
+
+
 def divergence_sums(
   *,
   student_logits_RTV: jax.Array,
@@ -70,6 +95,7 @@ def divergence_sums(
   clip_mode: str = 'none',
   pointwise_clip: float = 0.05,
   temperature: float = 1.0,
+  eos_ids: tuple[int, ...] = (),
 ) -> dict[str, Metric]:
   """Divergence of student and steered teacher, summed over the mask.
 
@@ -82,6 +108,7 @@ def divergence_sums(
     clip_mode: `none`, `upper` or `symmetric`; see `clip_terms`.
     pointwise_clip: bound on each vocabulary entry's term, in nats.
     temperature: divides both logits, and so changes the effective strength.
+    eos_ids: vocabulary entries that count as one, as in arXiv:2609.20511.
 
   Returns:
     (sum, count) pairs, float32: `loss` (clipped, the one to differentiate),
@@ -92,7 +119,7 @@ def divergence_sums(
   def masked_log_probs(logits_RTV):
     # Masked positions become uniform on both sides and add exactly 0.
     kept_RTV = jnp.where(token_mask_RT[..., None], logits_RTV, 0)
-    return log_probs(kept_RTV / temperature)
+    return merge_entries(log_probs(kept_RTV / temperature), eos_ids)
 
   student_RTV = masked_log_probs(student_logits_RTV)
   steered_RTV = masked_log_probs(jax.lax.stop_gradient(steered_logits_RTV))

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -55,6 +56,12 @@ def make_mesh(axis_sizes: dict[str, int]) -> Mesh:
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES)
   )
+
+
+def single_device_mesh() -> Mesh:
+  """Mesh over the first device alone, for what does not pay to share."""
+  devices = np.reshape(jax.devices()[:1], (1,) * len(AXES))
+  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _spec(dims: str, table: dict[str, tuple[str, ...] | str | None]):

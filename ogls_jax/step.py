@@ -54,6 +54,7 @@ class Objective:
   clip_high: float = 0.2
   kl_weight: float = 0.0
   rollout_temperature: float = 1.0
+  eos_ids: tuple[int, ...] = ()  # those to merge
 
   @property
   def is_distilled(self) -> bool:
@@ -151,6 +152,7 @@ def loss_sums(
       clip_mode=o.clip_mode,
       pointwise_clip=o.pointwise_clip,
       temperature=o.temperature,
+      eos_ids=o.eos_ids,
     )
   elif o.method == 'sft':
     sums = loss.nll_sums(log_prob_RT, batch.token_mask_RT, entropy_RT)

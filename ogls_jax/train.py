@@ -34,7 +34,7 @@ from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import make_mesh
 from ogls_jax.numerics import divide_metrics
-from ogls_jax.tokenizer import has_same_ids
+from ogls_jax.runs import load_kd_teacher
 from ogls_jax.validate import (
   Sizes,
   check_questions,
@@ -78,46 +78,6 @@ def round_rules(
   )
 
 
-def load_kd_teacher(config, maker, mesh) -> build.Model:
-  """The trained student of the finished run in kd.teacher_workdir.
-
-  Raises:
-    UserError: there is no such run, or its token ids are not this config's.
-  """
-  flag = f'kd.teacher_workdir = {config.kd.teacher_workdir!r}'
-  workdir = pathlib.Path(config.kd.teacher_workdir)
-  try:
-    theirs = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise UserError(f'{flag} has no readable config.json ({error})') from error
-  theirs = config_dict.ConfigDict(theirs)
-  if not (workdir / 'summary.json').is_file():
-    raise UserError(f'{flag} is not finished: it has no summary.json')
-  their_tokenizer = build.load_maker(theirs).tokenizer
-  if not has_same_ids(their_tokenizer, maker.tokenizer):
-    raise UserError(
-      f'{flag} has another tokenizer; its ids mean other tokens than those of'
-      ' this config'
-    )
-  settings = build.decoder_settings(theirs, their_tokenizer.vocab_size)
-  base = build.base_model(theirs, settings, mesh)
-  if theirs.warmup.num_steps and theirs.lora.rank:
-    base = warmup.load_warm(
-      theirs, base, mesh, warmup.folder_of(theirs, workdir)
-    )
-  transformation = build.make_optimizer(theirs)
-  student = build.student_model(theirs, base, mesh)
-  state = build.init_state(
-    theirs, student.params, transformation, mesh,
-    has_ema=theirs.teacher == 'ema',
-  )  # fmt: skip
-  with contextlib.closing(
-    Checkpointer(workdir / 'checkpoints', keep=theirs.checkpoint.keep)
-  ) as checkpointer:
-    state, _ = checkpointer.restore(theirs.num_steps, state)
-  return build.Model(student.graphdef, state.params, student.frozen)
-
-
 def train(
   config: config_dict.ConfigDict,
   workdir: pathlib.Path,
@@ -154,14 +114,15 @@ def train(
     base = build.base_model(config, settings, mesh)
     teacher = None
     if config.method == 'kd':
-      teacher = load_kd_teacher(config, maker, mesh)
+      teacher = load_kd_teacher(config, maker.tokenizer, mesh)
     # Only now: what failed before leaves the workdir to a corrected command.
     write_json(workdir / 'config.json', values, flag=flag)
     base, seconds = _warmed(config, base, questions, maker, mesh, workdir)
+    base = build.quantized(config, base, mesh)
     student = build.student_model(config, base, mesh)
     teacher = teacher or base
     transformation = build.make_optimizer(config)
-    objective = build.objective(config)
+    objective = build.objective(config, eos_ids=maker.tokenizer.eos_ids)
     state = build.init_state(
       config,
       student.params,
@@ -179,10 +140,6 @@ def train(
       ema_decay=config.ema_decay,
       num_microbatches=config.optimizer.num_microbatches,
     )
-    sampler = {
-      'max_tokens': config.rollouts.max_tokens,
-      'eos_ids': maker.tokenizer.eos_ids,
-    }
     rollout_step = step.make_rollout_step(
       student.graphdef,
       group_size=sizes.group_size,
@@ -190,13 +147,15 @@ def train(
       top_k=config.rollouts.top_k,
       top_p=config.rollouts.top_p,
       min_p=config.rollouts.min_p,
-      **sampler,
+      max_tokens=config.rollouts.max_tokens,
+      eos_ids=maker.tokenizer.eos_ids,
     )
     eval_step = step.make_rollout_step(
       student.graphdef,
       group_size=config.eval.samples,
       temperature=config.eval.temperature,
-      **sampler,
+      max_tokens=config.eval.max_tokens or config.rollouts.max_tokens,
+      eos_ids=maker.tokenizer.eos_ids,
     )
     # Before and after draw from the same keys, whatever the step.
     eval_key = jax.random.key(config.seed + 1)

@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from ogls_jax import loss, mesh, optimizer, step
 from ogls_jax.errors import UserError
+from ogls_jax.models import quantize
 from ogls_jax.models.transformer import LORA_TARGETS
 from ogls_jax.tasks.grading import TASKS
 from ogls_jax.tasks.question import Question
@@ -22,6 +23,7 @@ _CHOICES = {
   'optimizer.schedule': optimizer.SCHEDULES,
   'model.dtype': ('float32', 'bfloat16'),
   'model.param_dtype': ('float32', 'bfloat16'),
+  'model.quantize': ('', *quantize.QTYPES),
 }
 # (key, lowest, highest); both ends are allowed.
 _RANGES = [
@@ -78,6 +80,7 @@ _RANGES = [
   ('eval.samples', 1, math.inf),
   ('eval.batch_questions', 1, math.inf),
   ('eval.temperature', 0, math.inf),
+  ('eval.max_tokens', 0, math.inf),
   ('checkpoint.every_steps', 1, math.inf),
   ('checkpoint.keep', 1, math.inf),
   ('log.samples_every_steps', 0, math.inf),
@@ -156,6 +159,8 @@ def _check_model(config):
       f'model.param_dtype = {model.param_dtype!r} must be float32 for lora.rank'
       ' = 0: most updates of a bfloat16 weight round to nothing'
     )
+  if model.quantize:
+    _check_quantize(config)
   if model.path:
     return
   if model.width % model.num_heads or (model.width // model.num_heads) % 2:
@@ -174,16 +179,33 @@ def _check_model(config):
     )
 
 
+def _check_quantize(config):
+  text = f'model.quantize = {config.model.quantize!r}'
+  if not config.lora.rank:
+    raise UserError(
+      f"{text} must be '' for lora.rank = 0, which trains the weights that it"
+      ' would freeze; set lora.rank'
+    )
+  if not config.model.is_remat:
+    raise UserError(
+      f'{text} with model.is_remat = False would keep the dense kernels of all'
+      ' layers for the backward pass; set model.is_remat=True'
+    )
+  quantize.import_qwix(config.model.quantize)
+
+
 def _check_method(config):
   if config.method == 'kd':
-    if not config.kd.teacher_workdir:
+    if bool(config.kd.teacher_workdir) == bool(config.kd.teacher_path):
       raise UserError(
-        "kd.teacher_workdir = '' must name a finished run for method = 'kd'"
+        f'kd.teacher_workdir = {config.kd.teacher_workdir!r}, kd.teacher_path ='
+        f" {config.kd.teacher_path!r}: method = 'kd' needs one of the two, a"
+        ' finished run or a model'
       )
     if config.teacher != 'base':
       raise UserError(
         f"teacher = {config.teacher!r} must be 'base' for method = 'kd', whose"
-        ' teacher is the model in kd.teacher_workdir'
+        ' teacher is the model of kd.teacher_workdir or kd.teacher_path'
       )
   if config.tail.weight and (not is_sampled(config) or config.method == 'grpo'):
     raise UserError(

@@ -125,6 +125,130 @@ def test_no_gradient_into_the_steered_logits():
   np.testing.assert_array_equal(to_steered, 0)
 
 
+def merged_reference(student, steered, mask, *, ids, kl, clip):
+  """Metrics' sums of distributions that are merged explicitly, in float64."""
+
+  def merged(logits):
+    p = np.exp(np.asarray(logits, np.float64)[mask] / 0.7)
+    p /= p.sum(-1, keepdims=True)
+    rest = np.delete(p, ids, axis=-1)
+    return np.concatenate([p[:, ids].sum(-1, keepdims=True), rest], -1)
+
+  p, q = merged(student), merged(steered)
+  terms = {'forward': q * np.log(q / p), 'reverse': p * np.log(p / q)}
+  m = 0.3 * q + 0.7 * p
+  terms['jsd'] = 0.3 * q * np.log(q / m) + 0.7 * p * np.log(p / m)
+  terms = terms[kl]
+  clipped = terms
+  if clip != 'none':
+    clipped = np.clip(terms, None if clip == 'upper' else -0.02, 0.02)
+  return {
+    'loss': clipped.sum(),
+    'kl': terms.sum(),
+    'clip_fraction': (clipped != terms).any(-1).sum(),
+    'entropy': -(p * np.log(p)).sum(),
+  }
+
+
+def merged_sums(student, steered, mask, *, ids, kl='forward', clip='none'):
+  return loss.divergence_sums(
+    student_logits_RTV=student,
+    steered_logits_RTV=steered,
+    token_mask_RT=mask,
+    kl=kl,
+    jsd_beta=0.3,
+    clip_mode=clip,
+    pointwise_clip=0.02,
+    temperature=0.7,
+    eos_ids=ids,
+  )
+
+
+@pytest.mark.parametrize('ids', [(1, 4), (0, 3, 6)])
+@pytest.mark.parametrize('kl', loss.KLS)
+@pytest.mark.parametrize('clip', loss.CLIP_MODES)
+def test_merged_ids_are_one_entry_of_the_distribution(kl, clip, ids):
+  student, steered, mask = random_logits()
+  settings = {'ids': ids, 'kl': kl, 'clip': clip}
+
+  def total(student):
+    sums = merged_sums(student, steered, mask, **settings)
+    return sums['loss'][0], sums
+
+  (_, sums), gradient = jax.value_and_grad(total, has_aux=True)(student)
+  mask = np.asarray(mask)
+  expected = merged_reference(student, steered, mask, **settings)
+  for name, value in expected.items():
+    expected_sum = pytest.approx(value, rel=1e-5, abs=1e-6)
+    assert sums[name] == (expected_sum, mask.sum()), name
+  logits, slope = np.asarray(student, np.float64), np.zeros(student.shape)
+  for index in np.ndindex(student.shape):
+    up, down = logits.copy(), logits.copy()
+    up[index] += 1e-5
+    down[index] -= 1e-5
+    ends = [
+      merged_reference(end, steered, mask, **settings)['loss']
+      for end in (up, down)
+    ]
+    slope[index] = (ends[0] - ends[1]) / 2e-5
+  assert np.abs(slope).max() > 0.01
+  np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('kl', loss.KLS)
+def test_fewer_than_two_ids_merge_nothing(kl):
+  arrays = random_logits()
+  expected = merged_sums(*arrays, ids=(), kl=kl)
+  assert merged_sums(*arrays, ids=(4,), kl=kl) == expected
+  assert merged_sums(*arrays, ids=(2, 4), kl=kl) != expected
+
+
+def test_mass_that_moves_between_merged_ids_is_no_difference():
+  student, steered, mask = random_logits()
+  log_prob = jax.nn.log_softmax(student / 0.7)
+  mass = jnp.exp(log_prob[..., 1]) + jnp.exp(log_prob[..., 4])
+  # 90% of their mass on one of the two, 90% on the other.
+  one, other = (
+    0.7
+    * log_prob.at[..., 1].set(jnp.log(share * mass))
+    .at[..., 4].set(jnp.log((1 - share) * mass))
+    for share in (0.9, 0.1)
+  )  # fmt: skip
+
+  def totals(ids):
+    return [
+      float(merged_sums(logits, steered, mask, ids=ids)['loss'][0])
+      for logits in (one, other)
+    ]
+
+  assert totals((1, 4))[0] == pytest.approx(totals((1, 4))[1], rel=1e-5)
+  assert abs(totals(())[0] - totals(())[1]) > 0.1
+
+
+@pytest.mark.parametrize('kl', loss.KLS)
+def test_merged_ids_without_mass_give_finite_values_and_gradients(kl):
+  student, steered, mask = random_logits()
+  # exp underflows in float32: a sum of probabilities would be 0, its log -inf.
+  student = student.at[:, :, jnp.array([1, 4])].add(-200)
+  steered = steered.at[:, :, jnp.array([1, 4])].add(-300)
+
+  def total(student):
+    sums = merged_sums(student, steered, mask, ids=(1, 4), kl=kl)
+    return sums['loss'][0], sums
+
+  (_, sums), gradient = jax.value_and_grad(total, has_aux=True)(student)
+  assert np.isfinite(jax.tree.leaves(sums)).all()
+  assert np.isfinite(gradient).all()
+  # The others are of no account: as if the vocabulary had five entries.
+  kept = np.array([0, 2, 3, 5, 6])
+  expected = merged_sums(
+    student[..., kept], steered[..., kept], mask, ids=(), kl=kl
+  )
+  np.testing.assert_allclose(
+    jax.tree.leaves(sums), jax.tree.leaves(expected), rtol=1e-5
+  )
+
+
 @pytest.mark.parametrize('block_tokens', [1, 2, 5, 64])
 def test_blocks_add_up_to_the_whole_and_so_do_gradients(block_tokens):
   keys = jax.random.split(jax.random.key(1), 4)

@@ -7,7 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from ogls_jax import mesh, step
+from configs import default
+from ogls_jax import build, mesh, step
 from ogls_jax.batches import TrainState
 from ogls_jax.optimizer import make_optimizer, make_schedule
 from tests.small import VOCAB, make_batch, make_decoder, tree_max_difference
@@ -95,6 +96,16 @@ def test_unscored_rollouts_carry_exactly_zero_gradient():
   assert tree_max_difference(masked, other) == 0
   none, _ = gradient(with_mask(batch, False), OGLS)
   assert optax.tree.norm(none) == 0
+
+
+def test_end_of_sequence_ids_are_merged_where_the_config_says_so():
+  config = default.get_config()
+  assert build.objective(config, eos_ids=(2, 5)).eos_ids == ()
+  config.loss.merge_eos = True
+  assert build.objective(config, eos_ids=(2, 5)).eos_ids == (2, 5)
+  merged = dataclasses.replace(OGLS, eos_ids=(2, 5))
+  both = [gradient(make_batch(), objective)[0] for objective in (OGLS, merged)]
+  assert tree_max_difference(*both) > 1e-3
 
 
 def test_nan_in_an_unweighed_context_does_not_spread():

@@ -11,6 +11,7 @@ from ogls_jax import (
   mesh,
   metrics,
   rounds,
+  runs,
   train,
   warmup,
 )
@@ -186,8 +187,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, unevaluated):
   good = final_state(tmp_path)
   original = build.objective
 
-  def broken(config):
-    return train.dataclasses.replace(original(config), temperature=float('nan'))
+  def broken(config, *, eos_ids):
+    assert eos_ids == build.load_maker(config).tokenizer.eos_ids
+    objective = original(config, eos_ids=eos_ids)
+    return train.dataclasses.replace(objective, temperature=float('nan'))
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(build, 'objective', broken)
@@ -240,13 +243,13 @@ def test_kd_from_a_lora_run_is_taught_by_its_warmed_up_base(
   grid = mesh.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   maker = build.load_maker(config)
   with pytest.raises(UserError, match='kd.teacher_workdir.*config.json'):
-    train.load_kd_teacher(config, maker, grid)
+    runs.load_kd_teacher(config, maker.tokenizer, grid)
   train.train(lora, tmp_path / 'lora', stop_after_steps=1)
   with pytest.raises(UserError, match='not finished'):
-    train.load_kd_teacher(config, maker, grid)
+    runs.load_kd_teacher(config, maker.tokenizer, grid)
   train.train(lora, tmp_path / 'lora')
   with jax.set_mesh(grid):
-    teacher = train.load_kd_teacher(config, maker, grid)
+    teacher = runs.load_kd_teacher(config, maker.tokenizer, grid)
     settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
     base = build.base_model(config, settings, grid)
     warm = warmup.load_warm(lora, base, grid, unevaluated / 'warmup')

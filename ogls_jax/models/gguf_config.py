@@ -73,6 +73,7 @@ def settings_from_gguf(
       is_tied=FAMILIES[name].weights['head'].gguf not in header.tensors,
       windows=_windows(fields, arch, num_layers, file),
       local_rope=Rope(local_theta) if is_gemma else None,
+      context_tokens=get(f'{arch}.context_length', int, 0),
       **traits_of(name, width),
     ),
     file,

@@ -50,6 +50,7 @@ def settings_from_config(config: dict, file) -> DecoderSettings:
       query_size=get('query_pre_attn_scalar', int, 0),
       windows=windows,
       local_rope=local_rope,
+      context_tokens=get('max_position_embeddings', int, 0),
       **traits_of(name, width),
     ),
     file,
@@ -161,6 +162,8 @@ def config_from_settings(settings: DecoderSettings) -> dict:
     'hidden_activation' if s.family == 'gemma3_text' else 'hidden_act'
   )
   config[activation] = _ACTIVATIONS[s.activation]
+  if s.context_tokens:
+    config['max_position_embeddings'] = s.context_tokens
   if s.query_size:
     config['query_pre_attn_scalar'] = s.query_size
   config['rope_parameters'] = _rope_parameters(s.rope)

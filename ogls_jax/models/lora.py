@@ -3,6 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from ogls_jax.mesh import weight_spec
+from ogls_jax.models.quantize import dequantize, quantize
 
 
 class Linear(nnx.Module):
@@ -38,6 +42,7 @@ class Linear(nnx.Module):
       self.bias = nnx.Param(
         jnp.zeros((num_layers, out_size), param_dtype), dims='L' + dims[1]
       )
+    self.qtype = ''
     self.scale = alpha / rank if rank else 0.0
     if rank:
       down = jax.nn.initializers.he_uniform()
@@ -54,9 +59,31 @@ class Linear(nnx.Module):
         dims='LA' + dims[1],
       )
 
+  def quantize(self, qtype: str, mesh: Mesh) -> None:
+    """Keeps the kernel as codes and scales; it cannot be trained then."""
+    dims = self.kernel.get_metadata()['dims']
+    scale_dims = 'L1' + dims[-1]
+    codes, scale = jax.jit(
+      quantize,
+      static_argnums=1,
+      out_shardings=tuple(
+        NamedSharding(mesh, weight_spec(d)) for d in (dims, scale_dims)
+      ),
+    )(self.kernel.get_value(), qtype)
+    self.qtype = qtype
+    self.kernel = nnx.Param(codes, dims=dims)
+    self.kernel_scale = nnx.Param(scale, dims=scale_dims)
+
+  def dense_kernel(self, dtype: jnp.dtype) -> jax.Array:
+    """The kernel itself; of all layers, or of the one that is sliced out."""
+    kernel = self.kernel[...]
+    if self.qtype:
+      kernel = dequantize(kernel, self.kernel_scale[...], self.qtype)
+    return kernel.astype(dtype)
+
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps the last axis, in x's dtype. One layer's slice of the arrays."""
-    y = x @ self.kernel[...].astype(x.dtype)
+    y = x @ self.dense_kernel(x.dtype)
     if self.has_bias:
       bias = self.bias[...].astype(x.dtype)
       y += jax.lax.expand_dims(bias, range(x.ndim - 1))

@@ -52,6 +52,7 @@ class DecoderSettings:
     windows: by layer, how many tokens it attends to, itself included; 0 for
       all. Empty: all layers attend to all.
     local_rope: rotation of layers with a window; None for `rope`.
+    context_tokens: longest input the model was made for; 0 if not known.
   """
 
   vocab_size: int
@@ -74,6 +75,7 @@ class DecoderSettings:
   has_post_norms: bool = False
   windows: tuple[int, ...] = ()
   local_rope: Rope | None = None
+  context_tokens: int = 0
 
 
 def layer_constants(

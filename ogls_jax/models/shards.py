@@ -125,6 +125,13 @@ def _files(folder):
   return files
 
 
+def save_tensors(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
+  """One safetensors file that other tools accept."""
+  # transformers refuses a file that does not say who wrote it.
+  safetensors.numpy.save_file(tensors, file, {'format': 'pt'})
+  file.chmod(0o644)  # the library leaves it to its owner alone
+
+
 def write_shards(
   folder: pathlib.Path,
   num_bytes: dict[str, int],
@@ -153,8 +160,7 @@ def write_shards(
     if len(groups) == 1:
       file = 'model.safetensors'
     tensors = {name: np.ascontiguousarray(read(name)) for name in names}
-    # transformers refuses a file that does not say who wrote it.
-    safetensors.numpy.save_file(tensors, folder / file, {'format': 'pt'})
+    save_tensors(tensors, folder / file)
     homes |= dict.fromkeys(names, file)
   if len(groups) > 1:
     total = {'total_size': sum(num_bytes.values())}

@@ -1,0 +1,123 @@
+"""What a run in a workdir trained: its config, and its model at a step."""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import pathlib
+
+from ml_collections import config_dict
+
+from ogls_jax import build, warmup
+from ogls_jax.checkpoint import Checkpointer
+from ogls_jax.errors import UserError
+from ogls_jax.models.settings import DecoderSettings
+from ogls_jax.tokenizer import Tokenizer, has_same_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+  """A run's model.
+
+  Attributes:
+    config: the run's own.
+    settings: of the decoder.
+    tokenizer: of the run.
+    step: updates that `student` has had.
+    base: where stage 2 started, without adapters.
+    student: the model after `step` updates.
+  """
+
+  config: config_dict.ConfigDict
+  settings: DecoderSettings
+  tokenizer: Tokenizer
+  step: int
+  base: build.Model
+  student: build.Model
+
+
+def read_run_config(
+  workdir: pathlib.Path, *, flag: str
+) -> config_dict.ConfigDict:
+  """The config of the run in `workdir`; `flag` led there, for errors."""
+  try:
+    values = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise UserError(f'{flag} has no readable config.json ({error})') from error
+  return config_dict.ConfigDict(values)
+
+
+def load_run(
+  workdir: pathlib.Path, mesh, *, step: int | None, flag: str
+) -> TrainedRun:
+  """The run in `workdir` after `step` updates; None for its newest checkpoint.
+
+  Raises:
+    UserError: there is no run, no such checkpoint, or its files are gone.
+  """
+  config = read_run_config(workdir, flag=flag)
+  tokenizer = build.load_maker(config).tokenizer
+  settings = build.decoder_settings(config, tokenizer.vocab_size)
+  with contextlib.closing(
+    Checkpointer(workdir / 'checkpoints', keep=config.checkpoint.keep)
+  ) as checkpointer:
+    steps = checkpointer.all_steps()
+    step = max(steps, default=0) if step is None else step
+    if step and step not in steps:
+      known = ', '.join(map(str, [0, *steps]))
+      raise UserError(
+        f'{flag} has no checkpoint of step {step}; it has {known}'
+      )
+    base = build.base_model(config, settings, mesh)
+    # Training all weights ends with all of them in the checkpoint.
+    if config.warmup.num_steps and (config.lora.rank or not step):
+      folder = warmup.folder_of(config, workdir)
+      base = warmup.load_warm(config, base, mesh, folder)
+    base = build.quantized(config, base, mesh)
+    student = build.student_model(config, base, mesh)
+    if step:
+      state = build.init_state(
+        config, student.params, build.make_optimizer(config), mesh,
+        has_ema=config.teacher == 'ema',
+      )  # fmt: skip
+      state, _ = checkpointer.restore(step, state)
+      student = dataclasses.replace(student, params=state.params)
+  return TrainedRun(config, settings, tokenizer, step, base, student)
+
+
+def load_kd_teacher(
+  config: config_dict.ConfigDict, tokenizer: Tokenizer, mesh
+) -> build.Model:
+  """The model of kd.teacher_path, or of the finished run in teacher_workdir.
+
+  Raises:
+    UserError: there is no such model, or its ids are not those of `tokenizer`.
+  """
+  if config.kd.teacher_path:
+    flag = f'kd.teacher_path = {config.kd.teacher_path!r}'
+    theirs = copy.deepcopy(config)
+    with theirs.unlocked():
+      theirs.model.path = config.kd.teacher_path
+      theirs.model.tokenizer_path = ''
+  else:
+    flag = f'kd.teacher_workdir = {config.kd.teacher_workdir!r}'
+    workdir = pathlib.Path(config.kd.teacher_workdir)
+    theirs = read_run_config(workdir, flag=flag)
+    if not (workdir / 'summary.json').is_file():
+      raise UserError(f'{flag} is not finished: it has no summary.json')
+  their_tokenizer = build.load_maker(theirs).tokenizer
+  if not has_same_ids(their_tokenizer, tokenizer):
+    raise UserError(
+      f'{flag} has another tokenizer; its ids mean other tokens than those of'
+      ' this config'
+    )
+  settings = build.decoder_settings(theirs, their_tokenizer.vocab_size)
+  num_rows = build.decoder_settings(config, tokenizer.vocab_size).vocab_size
+  if settings.vocab_size != num_rows:
+    raise UserError(
+      f'{flag} has {settings.vocab_size} rows in its output matrix and this'
+      f" config's model {num_rows}; a teacher needs as many"
+    )
+  if config.kd.teacher_path:
+    return build.base_model(theirs, settings, mesh)
+  return load_run(workdir, mesh, step=theirs.num_steps, flag=flag).student
