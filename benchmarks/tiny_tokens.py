@@ -26,6 +26,7 @@ from ogls_jax import train as train_lib
 from ogls_jax.batches import flatten_rows, unflatten_rows
 from ogls_jax.mesh import make_mesh
 from ogls_jax.models.transformer import project
+from ogls_jax.questions import load_questions
 from ogls_jax.validate import validate
 
 _NUM_QUESTIONS = 64
@@ -80,7 +81,7 @@ def main():
   config = cli.read_config()
   sizes = validate(config, jax.device_count())
   maker = build.load_maker(config)
-  questions, _, _ = build.load_questions(config, maker)
+  questions, _, _ = load_questions(config, maker)
   mesh = make_mesh(dict(config.mesh))
   with jax.set_mesh(mesh):
     settings = build.decoder_settings(config, maker.tokenizer.vocab_size)

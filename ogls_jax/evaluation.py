@@ -8,8 +8,8 @@ import numpy as np
 
 from ogls_jax import mesh as mesh_lib
 from ogls_jax.batches import Rollouts
-from ogls_jax.build import uids_of
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
+from ogls_jax.questions import uids_of
 from ogls_jax.tasks.grading import check_answers
 from ogls_jax.tasks.question import Question
 

@@ -24,6 +24,7 @@ from ogls_jax.errors import UserError
 from ogls_jax.mesh import single_device_mesh
 from ogls_jax.models.families import FAMILIES
 from ogls_jax.models.hf_config import config_from_settings
+from ogls_jax.models.locate import resolve_model_path
 from ogls_jax.models.quantize import dequantize
 from ogls_jax.models.shards import (
   MAX_SHARD_BYTES,
@@ -31,7 +32,6 @@ from ogls_jax.models.shards import (
   save_tensors,
   write_shards,
 )
-from ogls_jax.models.weights import resolve_model_path
 from ogls_jax.runs import TrainedRun, load_run
 
 FORMATS = ('merged', 'adapter')

@@ -9,11 +9,11 @@ import numpy as np
 
 from ogls_jax import hints as hints_lib
 from ogls_jax.batches import Hints, LossBatch, PromptBatch
-from ogls_jax.build import solution_of, uids_of
 from ogls_jax.evaluation import decode_responses
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
+from ogls_jax.questions import solution_of, uids_of
 from ogls_jax.tasks.grading import check_answers
 from ogls_jax.tasks.question import Question
 

@@ -34,6 +34,7 @@ from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import make_mesh
 from ogls_jax.numerics import divide_metrics
+from ogls_jax.questions import load_questions
 from ogls_jax.runs import load_kd_teacher
 from ogls_jax.validate import (
   Sizes,
@@ -101,7 +102,7 @@ def train(
   num_ids = maker.tokenizer.vocab_size
   settings = build.decoder_settings(config, num_ids)
   check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
-  questions, held_out, num_skipped = build.load_questions(config, maker)
+  questions, held_out, num_skipped = load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
   flag = f'--workdir={workdir}'
   values = json.loads(config.to_json())

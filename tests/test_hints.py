@@ -3,8 +3,8 @@ import pytest
 
 from ogls_jax import hints as hints_lib
 from ogls_jax import prompts as prompts_lib
-from ogls_jax.build import uids_of
 from ogls_jax.errors import UserError
+from ogls_jax.questions import uids_of
 from ogls_jax.tasks.question import Question
 
 RULES = hints_lib.HintRules(

@@ -9,13 +9,13 @@ ORDER = """
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   data
-  models.settings models.attention models.quantize models.lora
+  models.locate models.settings models.attention models.quantize models.lora
   models.transformer
   models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights
   prompts sampling hints teacher steering loss loss_masks
   optimizer metrics checkpoint workdir step
-  validate build evaluation rounds warmup runs cli train export
+  validate questions build evaluation rounds warmup runs cli train export
 """.split()  # noqa: SIM905 - the lines group what belongs together
 
 

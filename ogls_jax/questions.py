@@ -1,0 +1,106 @@
+"""From a config to questions: what is trained on and what is held out."""
+
+import collections
+import logging
+import zlib
+
+from ml_collections import config_dict
+
+from ogls_jax import data
+from ogls_jax.errors import UserError
+from ogls_jax.prompts import PromptMaker, check_prompt_lengths
+from ogls_jax.tasks import arithmetic
+from ogls_jax.tasks.question import Question
+
+
+def load_questions(
+  config: config_dict.ConfigDict, maker: PromptMaker
+) -> tuple[list[Question], list[Question], int]:
+  """(training questions, held-out questions, rows skipped)."""
+  d = config.data
+  if d.task == 'arithmetic' and not (d.path or d.tfds_name):
+    train, held_out = arithmetic.generate_splits(
+      d.num_questions,
+      config.eval.num_questions,
+      num_terms=d.arithmetic.num_terms,
+      max_number=d.arithmetic.max_number,
+      seed=d.seed,
+    )
+    num_skipped = 0
+  else:
+    train, held_out, num_skipped = _read_questions(d)
+  if config.eval.num_questions > len(held_out):
+    raise UserError(
+      f'eval.num_questions = {config.eval.num_questions}, but only'
+      f' {len(held_out)} questions are held out; lower it, or raise'
+      ' data.eval_fraction'
+    )
+  if num_held_out := len(held_out) - config.eval.num_questions:
+    logging.getLogger(__name__).warning(
+      '%d questions to train on; %d more are held out by data.eval_fraction ='
+      ' %s and not evaluated (eval.num_questions = %d)',
+      len(train), num_held_out, d.eval_fraction, config.eval.num_questions,
+    )  # fmt: skip
+  held_out = held_out[: config.eval.num_questions]
+  limits = {'max_tokens': config.prompt.max_tokens, 'on_bad_row': d.on_bad_row}
+  train, num_long = check_prompt_lengths(train, maker, **limits)
+  num_skipped += num_long
+  if held_out:
+    held_out, num_long = check_prompt_lengths(held_out, maker, **limits)
+    num_skipped += num_long
+  return train, held_out, num_skipped
+
+
+def _read_questions(d):
+  if d.tfds_name and d.path:
+    raise UserError(
+      f'data.path = {d.path!r} and data.tfds_name = {d.tfds_name!r}: set one'
+    )
+  if not (d.tfds_name or d.path):
+    raise UserError(
+      f"data.path = '' must name a .jsonl file for data.task = {d.task!r}"
+    )
+  if d.tfds_name:
+    questions, num_skipped = data.read_tfds(
+      d.tfds_name,
+      split=d.tfds_split,
+      data_dir=d.tfds_dir,
+      on_bad_row=d.on_bad_row,
+    )
+  else:
+    questions, num_skipped = data.read_jsonl(d.path, on_bad_row=d.on_bad_row)
+  if not d.eval_path:
+    train, held_out = data.split_by_id(
+      questions, eval_fraction=d.eval_fraction, seed=d.seed
+    )
+    return train, held_out, num_skipped
+  held_out, more = data.read_jsonl(
+    d.eval_path, on_bad_row=d.on_bad_row, key='data.eval_path'
+  )
+  train, num_shared = data.without_shared(
+    questions, held_out, on_bad_row=d.on_bad_row
+  )
+  return train, held_out, num_skipped + more + num_shared
+
+
+def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
+  """The row's solution, else its boxed answer if that may stand for one."""
+  if question.solution is None and answer_as_solution:
+    return rf'\boxed{{{question.answer}}}'
+  return question.solution
+
+
+def uids_of(questions: list[Question]) -> list[int]:
+  """Names questions in the sampling key, whatever their place in the data.
+
+  A question that comes again in one batch gets another name, and so draws
+  other rollouts.
+  """
+  seen, uids = collections.Counter(), []
+  for question in questions:
+    name = question.id
+    if seen[name]:
+      name = f'{name}#{seen[name]}'
+    seen[question.id] += 1
+    uids.append(zlib.crc32(name.encode()))
+  return uids
