@@ -143,6 +143,7 @@ FAMILIES = {
     # google/gemma-3-4b leaves these out of its text_config.
     defaults={
       'vocab_size': 262_208,
+      'max_position_embeddings': 131_072,
       'num_attention_heads': 8,
       'num_key_value_heads': 4,
       'head_dim': 256,
