@@ -42,7 +42,7 @@ def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
     UserError: one of them cannot be read, or thinking is turned off and the
       chat template cannot do that.
   """
-  tokenizer = _load_tokenizer(config)
+  tokenizer = load_tokenizer_of(config)
   for key in ('prompt.student_thinking', 'prompt.teacher_thinking'):
     if not get(config, key) and not tokenizer.has_thinking_switch:
       raise UserError(
@@ -65,8 +65,11 @@ def load_maker(config: config_dict.ConfigDict) -> PromptMaker:
   )
 
 
-def _load_tokenizer(config) -> Tokenizer:
+def load_tokenizer_of(config: config_dict.ConfigDict) -> Tokenizer:
+  """The tokenizer of model.tokenizer_path, or else of model.path."""
   key = 'model.tokenizer_path' if config.model.tokenizer_path else 'model.path'
+  if key == 'model.path':
+    weights.read_settings(config.model.path)  # is it a model at all?
   return load_tokenizer(resolve_model_path(get(config, key), key=key))
 
 

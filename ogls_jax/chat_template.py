@@ -131,14 +131,31 @@ def read_template(folder: pathlib.Path, config: dict) -> str | None:
   """
   file = folder / 'chat_template.jinja'
   if file.is_file():
-    return file.read_text(encoding='utf-8')
+    try:
+      return file.read_text(encoding='utf-8')
+    except (OSError, UnicodeError) as error:
+      raise UserError(
+        f'model.tokenizer_path = {file}: not readable as UTF-8 ({error})'
+      ) from error
   template = config.get('chat_template')
   if isinstance(template, list):  # several, by name
-    by_name = {entry['name']: entry['template'] for entry in template}
+    try:
+      by_name = {entry['name']: entry['template'] for entry in template}
+    except (KeyError, TypeError) as error:
+      raise _no_template(folder, template) from error
     if 'default' not in by_name:
       raise UserError(
         f'model.tokenizer_path = {folder}: chat templates {sorted(by_name)} but'
         ' no default; put the wanted one into chat_template.jinja'
       )
-    return by_name['default']
+    template = by_name['default']
+  if not isinstance(template, str | None):
+    raise _no_template(folder, template)
   return template
+
+
+def _no_template(folder, found):
+  return UserError(
+    f'model.tokenizer_path = {folder}: chat_template = {found!r:.60} is no'
+    ' template; mend tokenizer_config.json'
+  )

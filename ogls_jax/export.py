@@ -67,6 +67,11 @@ def export(
   """
   _check_choice('format', export_format, FORMATS)
   _check_choice('dtype', dtype, DTYPES)
+  for name, value, wanted in (
+    ('base', base, 'adapter'), ('dtype', dtype, 'merged'),
+  ):  # fmt: skip
+    if value and export_format != wanted:
+      raise UserError(f'--{name}={value} is of --format={wanted}; leave it out')
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise UserError(f'--out={out} is there already; name another folder')
   run = load_run(
@@ -79,7 +84,7 @@ def export(
       folder = pathlib.Path(work) / 'new'
       folder.mkdir()
       write(run, folder, dtype=dtype, base=base, max_bytes=max_shard_bytes)
-      _write_json(folder / 'ogls_jax.json', _origin(run, workdir))
+      _write_json(folder / 'ogls_jax.json', _origin(run, workdir, base))
       if out.exists():
         out.rmdir()
       os.replace(folder, out)
@@ -94,14 +99,14 @@ def _check_choice(name, value, choices):
     raise UserError(f'--{name}={value} is none of: {known}')
 
 
-def _origin(run, workdir):
+def _origin(run, workdir, base):
   """What made the files, so that an adapter does not meet another base."""
   return {
     'ogls_jax': ogls_jax.__version__,
     'workdir': str(workdir),
     'step': run.step,
     'method': run.config.method,
-    'base': run.config.model.path,
+    'base': base or run.config.model.path,
     'quantize': run.config.model.quantize,
     'has_stage_1': run.config.warmup.num_steps > 0,
   }
@@ -113,13 +118,17 @@ def _write_json(file, content):
 
 
 def _write_merged(run, folder, *, dtype, base, max_bytes):
-  if base:
-    raise UserError(f'--base={base} is of --format=adapter; leave it out')
+  del base  # of adapters only
+  # First, since a tokenizer may have no form that other tools read.
+  run.tokenizer.save(folder)
   dtype = jnp.dtype(dtype or run.config.model.param_dtype)
   table = FAMILIES[run.settings.family].weights
   arrays = _arrays(run)
   places, num_bytes = {}, {}
-  for param in arrays.keys() & table.keys():
+  params = [
+    name for name in arrays if not name.endswith(('lora_a', 'lora_b', '_scale'))
+  ]
+  for param in params:
     is_stack = param.startswith('layers.')
     size = int(np.prod(arrays[param].shape[1 if is_stack else 0 :]))
     for layer in range(run.settings.num_layers if is_stack else 1):
@@ -136,7 +145,6 @@ def _write_merged(run, folder, *, dtype, base, max_bytes):
     folder, dict(sorted(num_bytes.items())), read, max_bytes=max_bytes
   )
   _write_json(folder / 'config.json', _config(run, dtype))
-  run.tokenizer.save(folder)
   _write_json(folder / 'generation_config.json', _generation_config(run))
 
 
@@ -187,8 +195,10 @@ def _config(run, dtype):
   if config.get('model_type') not in FAMILIES:
     config = config_from_settings(run.settings)
     config['eos_token_id'] = list(run.tokenizer.eos_ids)
-  config.pop('torch_dtype', None)
-  return config | {'dtype': dtype.name}
+    # Else transformers fills in those of the first models of the family.
+    config['bos_token_id'] = config['pad_token_id'] = None
+  # By the names that transformers 5 and 4 read.
+  return config | {'dtype': dtype.name, 'torch_dtype': dtype.name}
 
 
 def _generation_config(run):
@@ -200,9 +210,7 @@ def _generation_config(run):
 
 
 def _write_adapter(run, folder, *, dtype, base, max_bytes):
-  del max_bytes  # an adapter is one file
-  if dtype:
-    raise UserError(f'--dtype={dtype} is of --format=merged; leave it out')
+  del dtype, max_bytes  # float32, as it was trained, in one file
   arrays = _arrays(run)
   linears = [
     name.removesuffix('.lora_a') for name in arrays if name.endswith('lora_a')
@@ -223,10 +231,12 @@ def _write_adapter(run, folder, *, dtype, base, max_bytes):
         array = np.asarray(arrays[f'{linear}.{part}'][layer])
         tensors[f'{prefix}.{theirs}.weight'] = np.ascontiguousarray(array.T)
   save_tensors(tensors, folder / 'adapter_model.safetensors')
+  name, revision = _named_base(base) if base else _base_of(run)
   config = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': base or _base_name(run),
+    'base_model_name_or_path': name,
+    'revision': revision,
     'r': run.config.lora.rank,
     'lora_alpha': run.config.lora.alpha,
     'lora_dropout': 0.0,
@@ -239,8 +249,21 @@ def _write_adapter(run, folder, *, dtype, base, max_bytes):
   run.tokenizer.save(folder)
 
 
-def _base_name(run):
-  """What peft can load the run's base from."""
+def _named_base(base):
+  """As `_base_of`, of what --base says."""
+  if base.startswith('hub:'):
+    name, _, revision = base.removeprefix('hub:').partition('@')
+    return name, revision or None
+  if not (pathlib.Path(base) / 'config.json').is_file():
+    raise UserError(
+      f'--base={base}: no folder with a config.json; give the folder of a model'
+      ' or hub:OWNER/NAME'
+    )
+  return str(pathlib.Path(base).absolute()), None
+
+
+def _base_of(run) -> tuple[str, str | None]:
+  """(name or folder, revision) that peft can load the run's base from."""
   path = run.config.model.path
   source = _source_folder(run)
   is_theirs = source and (
@@ -253,9 +276,7 @@ def _base_name(run):
       f' {run.config.warmup.num_steps}); write them with --step=0'
       ' --format=merged, then give that folder in --base'
     )
-  if path.startswith('hub:'):
-    return path.removeprefix('hub:').partition('@')[0]
-  return str(source.absolute())
+  return _named_base(path if path.startswith('hub:') else str(source))
 
 
 def main() -> None:
@@ -275,7 +296,9 @@ def main() -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'A run.', required=True)
-  flags.DEFINE_integer('step', -1, 'Of a checkpoint; -1: newest, 0: the base.')
+  flags.DEFINE_integer(
+    'step', -1, 'Of a checkpoint; -1: newest, 0: the base.', lower_bound=-1
+  )
   flags.DEFINE_string('format', 'merged', 'merged or adapter.')
   flags.DEFINE_string('out', None, 'A new folder.', required=True)
   flags.DEFINE_string('dtype', '', "Of merged weights; empty: the run's own.")

@@ -46,7 +46,7 @@ def _read(file, mtime_ns, size):
   except Exception as error:
     raise UserError(
       f'model.path or model.tokenizer_path = {file}: not a readable GGUF file'
-      f' ({error})'
+      f' ({error}); fetch it again'
     ) from error
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   shapes = {

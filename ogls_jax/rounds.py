@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from ogls_jax import hints as hints_lib
-from ogls_jax.batches import Hints, LossBatch, PromptBatch
+from ogls_jax.batches import Hints, LossBatch, pad_rows
 from ogls_jax.evaluation import decode_responses
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
+from ogls_jax.numerics import round_up
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import solution_of, uids_of
 from ogls_jax.tasks.grading import check_answers
@@ -42,13 +43,21 @@ class Round:
   samples: list[dict]
 
 
-def _kd_hints(prompts: PromptBatch, group_size: int) -> Hints:
-  """The teacher reads the student's own prompt: an anchor and no hint."""
-  num_prompts = len(prompts.length_B)
-  weights = np.ones((num_prompts, group_size, 1), np.float32)
+def _kd_hints(
+  questions: list[Question],
+  maker: PromptMaker,
+  rules: RoundRules,
+  *,
+  group_size,
+) -> Hints:
+  """The teacher reads its own prompt without a hint: an anchor and no more."""
+  rows = [maker.anchor_ids(question) for question in questions]
+  lengths = [len(row) for row in rows]
+  context_BC = pad_rows(rows, round_up(max(lengths), rules.bucket_tokens))
+  weights = np.ones((len(rows), group_size, 1), np.float32)
   return Hints(
-    context_BMC=prompts.tokens_BP[:, None],
-    length_BM=prompts.length_B[:, None],
+    context_BMC=context_BC[:, None],
+    length_BM=np.array(lengths, np.int32)[:, None],
     anchor_BGM=weights,
     positive_BGM=np.zeros_like(weights),
     negative_BGM=np.zeros_like(weights),
@@ -78,7 +87,7 @@ def sampled_round(
   is_scored_R = np.ones_like(is_correct_R)
   hints, num_cut = None, 0
   if rules.method == 'kd':
-    hints = _kd_hints(prompts, rules.group_size)
+    hints = _kd_hints(questions, maker, rules, group_size=rules.group_size)
   elif rules.is_distilled:
     hints, is_scored_R, num_cut = _pool(
       questions, responses, is_correct_BG, maker, rules
@@ -168,7 +177,9 @@ def solution_round(
   batch = make_loss_batch(
     prompts=prompts,
     rollouts=rollouts,
-    hints=_kd_hints(prompts, 1) if rules.is_distilled else None,
+    hints=_kd_hints(questions, maker, rules, group_size=1)
+    if rules.is_distilled
+    else None,
     is_scored_R=np.ones(num_rows, bool),
     is_correct_R=np.zeros(num_rows, bool),
     advantage_R=np.zeros(num_rows, np.float32),

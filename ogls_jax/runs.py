@@ -13,6 +13,7 @@ from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.tokenizer import Tokenizer, has_same_ids
+from ogls_jax.validate import check_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,6 @@ class TrainedRun:
     settings: of the decoder.
     tokenizer: of the run.
     step: updates that `student` has had.
-    base: where stage 2 started, without adapters.
     student: the model after `step` updates.
   """
 
@@ -32,7 +32,6 @@ class TrainedRun:
   settings: DecoderSettings
   tokenizer: Tokenizer
   step: int
-  base: build.Model
   student: build.Model
 
 
@@ -44,7 +43,11 @@ def read_run_config(
     values = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
     raise UserError(f'{flag} has no readable config.json ({error})') from error
-  return config_dict.ConfigDict(values)
+  if not isinstance(values, dict):
+    raise UserError(f'{flag}: {workdir / "config.json"} holds no config')
+  config = config_dict.ConfigDict(values)
+  check_keys(config, flag=flag)
+  return config
 
 
 def load_run(
@@ -56,13 +59,18 @@ def load_run(
     UserError: there is no run, no such checkpoint, or its files are gone.
   """
   config = read_run_config(workdir, flag=flag)
-  tokenizer = build.load_maker(config).tokenizer
+  tokenizer = build.load_tokenizer_of(config)
   settings = build.decoder_settings(config, tokenizer.vocab_size)
   with contextlib.closing(
     Checkpointer(workdir / 'checkpoints', keep=config.checkpoint.keep)
   ) as checkpointer:
     steps = checkpointer.all_steps()
-    step = max(steps, default=0) if step is None else step
+    if not steps and step is None:
+      raise UserError(
+        f'{flag} has no checkpoint yet; train it, or ask for step 0, the model'
+        ' it begins with'
+      )
+    step = max(steps) if step is None else step
     if step and step not in steps:
       known = ', '.join(map(str, [0, *steps]))
       raise UserError(
@@ -82,7 +90,7 @@ def load_run(
       )  # fmt: skip
       state, _ = checkpointer.restore(step, state)
       student = dataclasses.replace(student, params=state.params)
-  return TrainedRun(config, settings, tokenizer, step, base, student)
+  return TrainedRun(config, settings, tokenizer, step, student)
 
 
 def load_kd_teacher(
@@ -105,7 +113,7 @@ def load_kd_teacher(
     theirs = read_run_config(workdir, flag=flag)
     if not (workdir / 'summary.json').is_file():
       raise UserError(f'{flag} is not finished: it has no summary.json')
-  their_tokenizer = build.load_maker(theirs).tokenizer
+  their_tokenizer = build.load_tokenizer_of(theirs)
   if not has_same_ids(their_tokenizer, tokenizer):
     raise UserError(
       f'{flag} has another tokenizer; its ids mean other tokens than those of'

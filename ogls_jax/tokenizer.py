@@ -54,6 +54,7 @@ class Tokenizer:
       tokens are recognised in the user's text too, as everywhere where such
       templates are used.
     decode: ids to text, control tokens dropped.
+    token_of: an id as its vocabulary spells it; None if it is not in use.
     save: writes files to a folder from which transformers' AutoTokenizer, and
       we, load a tokenizer with these ids: a folder's own, or a tokenizer.json
       rebuilt from GGUF or .model (UserError for a .model that has no such
@@ -67,15 +68,16 @@ class Tokenizer:
   encode: Callable[[str], list[int]]
   encode_chat: Callable[..., list[int]]
   decode: Callable[[Sequence[int]], str]
+  token_of: Callable[[int], str | None]
   save: Callable[[pathlib.Path], None]
 
 
 def has_same_ids(a: Tokenizer, b: Tokenizer) -> bool:
-  """Whether every id means the same text to both."""
+  """Whether every id is the same token to both."""
   return (
     a.vocab_size == b.vocab_size
     and a.eos_ids == b.eos_ids
-    and all(a.decode([i]) == b.decode([i]) for i in range(a.vocab_size))
+    and all(a.token_of(i) == b.token_of(i) for i in range(a.vocab_size))
   )
 
 
@@ -178,6 +180,7 @@ def _load_sentencepiece(file):
     decode=lambda ids: model.decode(
       [int(i) for i in ids if i < size and not model.is_control(int(i))]
     ),
+    token_of=model.id_to_piece,
     save=save,
   )
 
@@ -223,8 +226,11 @@ def _load_json(file):
   for name in ('generation_config.json', 'config.json'):
     model = _read_json(folder / name)
     declared = model.get('eos_token_id')
-    ids += declared if isinstance(declared, list) else [declared]
-  rows = model.get('text_config', model).get('vocab_size')
+    declared = declared if isinstance(declared, list) else [declared]
+    if not all(i is None or type(i) is int for i in declared):
+      raise _error(folder / name, f'eos_token_id = {declared} are no ids')
+    ids += declared
+  rows = (model.get('text_config') or model).get('vocab_size')
 
   def save(target):
     target.mkdir(parents=True, exist_ok=True)
@@ -316,6 +322,7 @@ def _make(fast, file, *, config, more_eos_ids, template, save):
     encode=encode,
     encode_chat=encode_chat,
     decode=lambda ids: fast.decode([int(i) for i in ids]),
+    token_of=fast.id_to_token,
     save=save,
   )
 

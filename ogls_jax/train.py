@@ -41,6 +41,7 @@ from ogls_jax.validate import (
   check_questions,
   check_vocabulary,
   validate,
+  warn_of_length,
 )
 from ogls_jax.workdir import check_same, write_json
 
@@ -102,6 +103,7 @@ def train(
   num_ids = maker.tokenizer.vocab_size
   settings = build.decoder_settings(config, num_ids)
   check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
+  warn_of_length(config, settings.context_tokens)
   questions, held_out, num_skipped = load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
   flag = f'--workdir={workdir}'

@@ -1,6 +1,7 @@
 """The only place that rejects a config, before anything compiles."""
 
 import dataclasses
+import logging
 import math
 
 from ml_collections import config_dict
@@ -86,6 +87,11 @@ _RANGES = [
   ('log.samples_every_steps', 0, math.inf),
   ('log.samples_rollouts', 0, math.inf),
 ]
+# Younger keys that any value of their type suits.
+_OTHER_KEYS = (
+  'prompt.student_thinking', 'prompt.teacher_thinking', 'loss.merge_eos',
+  'kd.teacher_path',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +123,8 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
   for key, choices in _CHOICES.items():
     if get(config, key) not in choices:
       raise UserError(
-        f'{key} = {get(config, key)!r} is none of: {", ".join(choices)}'
+        f'{key} = {get(config, key)!r} is none of:'
+        f' {", ".join(choice or repr(choice) for choice in choices)}'
       )
   for key, low, high in _RANGES:
     value = get(config, key)
@@ -132,6 +139,18 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
     group_size=config.rollouts.group_size if is_sampled(config) else 1,
     is_sampled=is_sampled(config),
   )
+
+
+def check_keys(config: config_dict.ConfigDict, *, flag: str) -> None:
+  """Rejects a config that an older version wrote; `flag` led to it."""
+  for key in (*_CHOICES, *(row[0] for row in _RANGES), *_OTHER_KEYS):
+    try:
+      get(config, key)
+    except (AttributeError, KeyError) as error:
+      raise UserError(
+        f'{flag}: its config.json has no {key}; it is no run, or one of another'
+        ' version of ogls_jax'
+      ) from error
 
 
 def is_sampled(config: config_dict.ConfigDict) -> bool:
@@ -266,6 +285,26 @@ def check_vocabulary(
       f'rollouts.top_k = {config.rollouts.top_k} is more than the vocabulary of'
       f' {num_rows}; 0 keeps all'
     )
+
+
+def warn_of_length(config: config_dict.ConfigDict, context_tokens: int) -> None:
+  """Says which inputs may be longer than the model was made for.
+
+  Args:
+    config: as from configs/default.py.
+    context_tokens: of the model; 0 if not known.
+  """
+  student = {'prompt.max_tokens', 'rollouts.max_tokens'}
+  teacher = {
+    'prompt.max_tokens', 'hints.max_tokens', 'distill.response_tokens',
+  }  # fmt: skip
+  for keys in (student, teacher):
+    total = sum(get(config, key) for key in keys)
+    if context_tokens and total > context_tokens:
+      logging.getLogger(__name__).warning(
+        '%s = %d tokens may be more than the %d that the model was made for',
+        ' + '.join(sorted(keys)), total, context_tokens,
+      )  # fmt: skip
 
 
 def check_questions(

@@ -111,6 +111,8 @@ def test_merged_in_shards_with_tokenizer_and_ends(tmp_path, full_run):
   out = tmp_path / 'out'
   export.export(workdir, out, export_format='merged', max_shard_bytes=50_000)
   files = sorted(out.glob('*.safetensors'))
+  config = json.loads((out / 'config.json').read_text())
+  assert config['dtype'] == config['torch_dtype'] == 'float32'
   index = json.loads((out / shards.INDEX).read_text())
   assert len(files) > 2
   assert set(index['weight_map'].values()) == {file.name for file in files}
@@ -184,7 +186,48 @@ def test_a_base_that_stage_1_changed_is_not_the_folder(adapter_run):
   run = runs.load_run(workdir, single_device_mesh(), step=0, flag='f')
   run.config.warmup.num_steps = 3
   with pytest.raises(UserError, match='warmup.num_steps = 3'):
-    export._base_name(run)
+    export._base_of(run)
+
+
+def test_an_adapter_names_the_revision_of_its_base(
+  tmp_path, adapter_run, monkeypatch
+):
+  source, workdir = adapter_run
+  run = runs.load_run(workdir, single_device_mesh(), step=0, flag='f')
+  run.config.model.path = 'hub:o/n@v1'
+  monkeypatch.setattr(export, 'resolve_model_path', lambda path: source)
+  assert export._base_of(run) == ('o/n', 'v1')
+  run.config.model.path = 'hub:o/n'
+  assert export._base_of(run) == ('o/n', None)
+  assert export._named_base(str(source)) == (str(source), None)
+  with pytest.raises(UserError, match='--base=o/n: no folder'):
+    export._named_base('o/n')
+
+
+def test_a_full_disk_is_one_line(tmp_path, adapter_run, monkeypatch):
+  _, workdir = adapter_run
+
+  def save(*_):
+    raise safetensors.SafetensorError('no space left')
+
+  monkeypatch.setattr(safetensors.numpy, 'save_file', save)
+  for name in export.FORMATS:
+    with pytest.raises(UserError, match='cannot be written .no space left'):
+      export.export(workdir, tmp_path / 'out', export_format=name)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_an_older_version(tmp_path, adapter_run):
+  _, workdir = adapter_run
+  config = json.loads((workdir / 'config.json').read_text())
+  del config['prompt']['teacher_thinking']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='has no prompt.teacher_thinking'):
+    export.export(tmp_path, tmp_path / 'out', export_format='merged')
+  config['prompt']['teacher_thinking'] = True
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='has no checkpoint yet'):
+    export.export(tmp_path, tmp_path / 'out', export_format='merged')
 
 
 def test_a_damaged_model_starts_no_run(tmp_path):
@@ -214,6 +257,8 @@ def test_what_cannot_be_exported(tmp_path, full_run):
   refuse('no checkpoint of step 9; it has 0, 1, 2', step=9)
   refuse('--dtype=int8 is none of', dtype='int8')
   refuse('--base=x is of --format=adapter', base='x')
+  refuse('--dtype=float32 is of', export_format='adapter', dtype='float32')
+  refuse('its config.json has no method', folder=source)
   refuse('has no readable config.json', folder=tmp_path)
   refuse('is there already', out=source)
   refuse('cannot be written', out=source / 'config.json' / 'x')

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -168,9 +169,18 @@ def test_text_model_of_a_gemma_that_sees(tmp_path, caplog):
   )  # fmt: skip
   model = randomized(transformers.Gemma3ForConditionalGeneration(config))
   model.save_pretrained(tmp_path)
-  decoder = load(tmp_path)
-  assert 'tensors of its image encoder are not' in caplog.text
-  assert_parity(model, decoder)
+  assert_parity(model, load(tmp_path))
+  assert 'its image encoder is not' in caplog.text
+  # As later files name them, beside a tensor of integers that nobody reads.
+  file = tmp_path / 'model.safetensors'
+  tensors = {
+    name.replace('language_model.model.', 'model.language_model.')
+    .replace('language_model.lm_head', 'lm_head'): tensor
+    for name, tensor in safetensors.torch.load_file(file).items()
+  }  # fmt: skip
+  tensors['vision_tower.position_ids'] = torch.arange(3)
+  safetensors.torch.save_file(tensors, file)
+  assert_parity(model, load(tmp_path))
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -181,6 +191,9 @@ def test_a_config_that_we_write_gives_the_same_model(tmp_path, case):
   settings = weights.read_settings(tmp_path)
   written = hf_config.config_from_settings(settings)
   assert hf_config.settings_from_config(written, 'f') == settings
+  # What transformers 4 and most other tools read says the same.
+  old = {key: v for key, v in written.items() if key != 'rope_parameters'}
+  assert hf_config.settings_from_config(old, 'f') == settings
   (tmp_path / 'config.json').write_text(json.dumps(written))
   theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
   assert type(theirs) is type(model)
@@ -236,7 +249,12 @@ def test_gguf_of_a_family(tmp_path, monkeypatch, case, arch, fields):
     options |= {'query_pre_attn_scalar': 16, 'num_hidden_layers': 7}
   model = make_reference(kind, **options)
   write_gguf(tmp_path / 'a.gguf', model, arch, fields)
-  assert_parity(model, load(tmp_path / 'a.gguf'))
+  decoder = load(tmp_path / 'a.gguf')
+  assert_parity(model, decoder)
+  written = hf_config.config_from_settings(decoder.settings)
+  # transformers would take 256 for Gemma.
+  scalar = model.config.to_dict().get('query_pre_attn_scalar')
+  assert written.get('query_pre_attn_scalar') == scalar
 
 
 def test_llama3_scaling_of_a_gguf():
@@ -283,11 +301,16 @@ def test_old_configs_leave_out_what_transformers_knows():
   assert settings == hf_config.settings_from_config(theirs.to_dict(), 'f')
   assert settings.rope.factor == 8 and settings.local_rope.factor == 1
   assert settings.windows[4:7] == (1024, 0, 1024)
+  text = OLD_GEMMA['text_config'] | {'sliding_window': None}
+  assert hf_config.settings_from_config(text, 'f').windows[:2] == (4096, 4096)
   old = {
     'model_type': 'qwen2', **SIZES, 'rms_norm_eps': 1e-6, 'rope_theta': 1e6,
     'sliding_window': 32_768, 'use_sliding_window': False,
     'max_window_layers': 2,
   }  # fmt: skip
+  assert hf_config.settings_from_config(old, 'f').windows == ()
+  del old['use_sliding_window']
+  assert transformers.Qwen2Config(**old).layer_types == ['full_attention'] * 3
   assert hf_config.settings_from_config(old, 'f').windows == ()
   old['use_sliding_window'] = True
   assert hf_config.settings_from_config(old, 'f').windows == (0, 0, 32_768)
@@ -301,7 +324,13 @@ def test_old_configs_leave_out_what_transformers_knows():
     ({'hidden_activation': 'silu'}, 'hidden_activation = silu'),
     ({'layer_types': ['chunked_attention'] * 34}, 'layer_types'),
     ({'layer_types': ['full_attention']}, 'layer_types'),
-    ({'num_hidden_layers': None}, 'num_hidden_layers = None'),
+    ({'num_hidden_layers': None}, 'num_hidden_layers is missing'),
+    ({'hidden_size': 32.7}, 'hidden_size = 32.7.*without a fraction'),
+    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps = nan'),
+    ({'rope_scaling': 'linear'}, 'rope_scaling = linear'),
+    ({'rope_scaling': {'type': 'linear', 'factor': 0}}, 'no rotation is'),
+    ({'rope_scaling': {'partial_rotary_factor': 0.5}}, 'partial_rotary'),
+    ({'model_type': ['llama']}, 'model_type'),
   ],
 )
 def test_what_our_decoder_has_not_is_refused(change, message):

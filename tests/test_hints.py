@@ -3,9 +3,13 @@ import pytest
 
 from ogls_jax import hints as hints_lib
 from ogls_jax import prompts as prompts_lib
+from ogls_jax import rounds, train
 from ogls_jax.errors import UserError
 from ogls_jax.questions import uids_of
+from ogls_jax.step import Objective
 from ogls_jax.tasks.question import Question
+from ogls_jax.validate import Sizes
+from tests.test_train import small_config
 
 RULES = hints_lib.HintRules(
   exclude_self=False, max_per_pool=0, max_tokens=50, strip_thinking=False
@@ -204,3 +208,23 @@ def test_a_question_that_comes_twice_in_a_batch_has_two_names():
   uids = uids_of([a, b, a, a])
   assert len(set(uids)) == 4
   assert uids_of([b, a]) == [uids[1], uids[0]]
+
+
+def test_a_kd_teacher_reads_its_own_prompt():
+  """Which differs from the student's where thinking does."""
+
+  class Maker:
+    def anchor_ids(self, question):
+      return [7] * len(question.question)
+
+  rules = train.round_rules(
+    small_config(prompt__bucket_tokens=4), Sizes(2, True), Objective('kd')
+  )
+  questions = [Question('a', 'abc', '1'), Question('b', 'abcde', '1')]
+  got = rounds._kd_hints(questions, Maker(), rules, group_size=2)
+  assert got.length_BM.tolist() == [[3], [5]]
+  assert got.context_BMC[:, 0].tolist() == [
+    [7] * 3 + [0] * 5,
+    [7] * 5 + [0] * 3,
+  ]
+  assert got.anchor_BGM.shape == (2, 2, 1) and got.anchor_BGM.all()

@@ -86,10 +86,12 @@ def their_greedy(model, rows, eos_ids):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_logits_and_greedy_text_are_those_of_transformers(name, tmp_path):
+def test_logits_and_greedy_text_are_those_of_transformers(
+  name, tmp_path, monkeypatch
+):
   file = find_model(name)
   if 'OGLS_MODELS_DIR' not in os.environ:
-    os.environ['OGLS_CACHE_DIR'] = str(tmp_path)
+    monkeypatch.setenv('OGLS_CACHE_DIR', str(tmp_path))
   tokenizer = load_tokenizer(file)
   decoder = weights.load_decoder(file, mesh=single_device_mesh())
   model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -175,3 +175,27 @@ def test_norm_and_projection_keep_float32_inside():
     jnp.ones((1, 1, 4), jnp.bfloat16), jnp.ones((3, 4), jnp.bfloat16)
   )
   assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('num_questions', [1, 2])
+def test_bfloat16_runs_on_a_cpu_and_stays_close(num_questions):
+  """Not every product of bfloat16 arrays can be compiled there."""
+  exact = randomized(make_decoder())
+  rounded = make_decoder(dtype=jnp.bfloat16)
+  nnx.update(rounded, nnx.state(exact))
+  rng = np.random.default_rng(0)
+  context = jnp.array(rng.integers(0, VOCAB, (num_questions, 5)))
+  response = jnp.array(rng.integers(0, VOCAB, (num_questions, 3, 4)))
+  length = jnp.full(num_questions, 5)
+
+  @nnx.jit
+  def logits(decoder):
+    hidden = decoder.score(context, length, response)
+    rows = hidden.reshape(-1, *hidden.shape[2:])
+    return project(rows, decoder.unembedding_VD)
+
+  got, expected = logits(rounded), logits(exact)
+  assert got.dtype == jnp.float32
+  assert jnp.abs(got - expected).max() < 0.05 * jnp.abs(expected).max()
+  grads = nnx.jit(nnx.grad(lambda decoder: logits(decoder).sum()))(rounded)
+  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))

@@ -187,3 +187,20 @@ def test_a_tokenizer_beyond_the_embedding(key):
 def test_a_misspelt_key_in_a_config_file_is_an_error():
   with pytest.raises(AttributeError, match='group_size'):
     tiny().rollouts.group_sise = 4
+
+
+def test_inputs_longer_than_the_model_was_made_for_are_named(caplog):
+  config = tiny(
+    prompt__max_tokens=10, rollouts__max_tokens=20, hints__max_tokens=30,
+    distill__response_tokens=5,
+  )  # fmt: skip
+  for context_tokens in (0, 45):
+    validate_lib.warn_of_length(config, context_tokens)
+  assert not caplog.text
+  validate_lib.warn_of_length(config, 44)
+  assert caplog.messages == [
+    'distill.response_tokens + hints.max_tokens + prompt.max_tokens = 45 tokens'
+    ' may be more than the 44 that the model was made for'
+  ]
+  validate_lib.warn_of_length(config, 29)
+  assert 'prompt.max_tokens + rollouts.max_tokens = 30' in caplog.text

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 
 import gguf
 import gguf.quants
@@ -215,6 +216,27 @@ def test_second_load_comes_from_the_cache(tmp_path, cache_dir, monkeypatch):
   assert_same(load(file), {name: 2 * a for name, a in first.items()})
 
 
+def test_a_cache_that_another_process_wrote_first(
+  tmp_path, cache_dir, monkeypatch
+):
+  """Its files are in use: they stay."""
+  file = write_gguf(tmp_path / 'a.gguf')
+  first = load(file)
+  (folder,) = cache_dir.iterdir()
+  shutil.move(folder, tmp_path / 'theirs')
+  write_shards, inodes = tensor_files.write_shards, []
+
+  def slower(*args):
+    write_shards(*args)
+    shutil.copytree(tmp_path / 'theirs', folder)
+    inodes.append(folder.stat().st_ino)
+
+  monkeypatch.setattr(tensor_files, 'write_shards', slower)
+  assert_same(load(file), first)
+  assert [folder.stat().st_ino] == inodes
+  assert list(cache_dir.iterdir()) == [folder]
+
+
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
   monkeypatch.setenv('OGLS_CACHE_DIR', __file__)
   assert len(load(write_gguf(tmp_path / 'a.gguf'))) == 11
@@ -318,7 +340,7 @@ def test_paths(tmp_path, monkeypatch):
     resolve_model_path(tmp_path / 'absent')
   with pytest.raises(UserError, match='not a .gguf file'):
     weights.read_settings(package / '__init__.py')
-  with pytest.raises(UserError, match='config.json: not a readable JSON'):
+  with pytest.raises(UserError, match='holds no config.json'):
     load(package)
   (package / 'config.json').write_text(json.dumps(CONFIG))
   with pytest.raises(UserError, match='0 .safetensors files'):
@@ -354,6 +376,24 @@ def leave_the_folder(folder):
     (
       lambda f: (f / 'model-0.safetensors').unlink(),
       "index.json names 'model-0.safetensors', which is not there",
+    ),
+    (
+      lambda f: safetensors.numpy.save_file({}, f / 'model.safetensors'),
+      'remove one of the two models',
+    ),
+    (
+      lambda f: shutil.copy(
+        f / 'model-0.safetensors', f / 'model-1.safetensors'
+      ),
+      'is in another file of the folder too',
+    ),
+    (
+      lambda f: (f / tensor_files.INDEX).write_text('{"weight_map": {"a": 5}}'),
+      'no weight_map of files',
+    ),
+    (
+      lambda f: (f / 'adapter_config.json').write_text('{}'),
+      'it holds an adapter',
     ),
     (leave_the_folder, "names '../model-0.safetensors', which is not there"),
     (write_bytes(tensor_files.INDEX, lambda b: b'{}'), 'no weight_map'),

@@ -38,6 +38,27 @@ def rotate(
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
+def einsum_float32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """einsum that adds up in float32 (float64 of float64), whatever its inputs.
+
+  XLA for CPUs has no such product of bfloat16 arrays with batch dims; they are
+  widened there, which gives the same.
+  """
+  dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+
+  def direct(a, b):
+    return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+  if a.dtype == b.dtype == dtype:
+    return direct(a, b)
+  return jax.lax.platform_dependent(
+    a,
+    b,
+    cpu=lambda a, b: direct(a.astype(dtype), b.astype(dtype)),
+    default=direct,
+  )
+
+
 def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
   """Attention over the union of `parts`, one float32 softmax.
 
@@ -54,12 +75,7 @@ def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
   scores, values = [], []
   for key, value, mask in parts:
     own = 'G' if key.ndim == 5 else ''
-    score = jnp.einsum(
-      f'BGTHQK,B{own}HSK->BGHQTS',
-      query_BGTHQK,
-      key,
-      preferred_element_type=jnp.float32,
-    )
+    score = einsum_float32(f'BGTHQK,B{own}HSK->BGHQTS', query_BGTHQK, key)
     score *= scale
     scores.append(jnp.where(mask, score, -jnp.inf))
     values.append((value, f'BGHQTS,B{own}HSK->BGTHQK'))
@@ -72,12 +88,7 @@ def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
   weights = [jnp.exp(score - top) for score in scores]
   total_BGHQT = sum(weight.sum(-1) for weight in weights)
   mixed = sum(
-    jnp.einsum(
-      equation,
-      weight.astype(value.dtype),
-      value,
-      preferred_element_type=jnp.float32,
-    )
+    einsum_float32(equation, weight.astype(value.dtype), value)
     for weight, (value, equation) in zip(weights, values, strict=True)
   )
   total_BGTHQ1 = jnp.moveaxis(total_BGHQT, 4, 2)[..., None]

@@ -120,13 +120,14 @@ FAMILIES = {
     hf_class='Qwen2ForCausalLM',
     gguf_name='qwen2',
     traits={'has_qkv_bias': True},
+    defaults={'use_sliding_window': False},
   ),
   'qwen3': Family(
     _MATRICES | _norms(_PRE_NORMS | _QK_NORMS) | _kernels('', ''),
     hf_class='Qwen3ForCausalLM',
     gguf_name='qwen3',
     traits={'has_qk_norm': True},
-    defaults={'head_dim': 128},
+    defaults={'head_dim': 128, 'use_sliding_window': False},
   ),
   'gemma3_text': Family(
     _MATRICES
@@ -150,6 +151,7 @@ FAMILIES = {
       'rms_norm_eps': 1e-6,
       'rope_theta': 1_000_000.0,
       'rope_local_base_freq': 10_000.0,
+      'sliding_window': 4096,
       'sliding_window_pattern': 6,
       'query_pre_attn_scalar': 256,
       'hidden_activation': 'gelu_pytorch_tanh',

@@ -50,8 +50,10 @@ def settings_from_gguf(
   for key in ('attention.value_length', 'rope.dimension_count'):
     if fields.get(f'{arch}.{key}', head_size) != head_size:
       raise unsupported(f'{arch}.{key}', fields[f'{arch}.{key}'], file)
+  # Llama's own default; other families have none.
+  theta = 10_000.0 if name == 'llama' else None
   rope = Rope(
-    get(f'{arch}.rope.freq_base', float, 10_000.0),
+    get(f'{arch}.rope.freq_base', float, theta),
     get(f'{arch}.rope.scaling.factor', float, 1.0) or 1.0,
   )
   if 'rope_freqs.weight' in header.tensors:
@@ -108,15 +110,16 @@ def _llama3(rope, head_size, divisors, file):
 
 
 def _windows(fields, arch, num_layers, file):
-  size = fields.get(f'{arch}.attention.sliding_window', 0)
+  is_gemma = arch == 'gemma3'
+  size = number_getter(fields, file)(
+    f'{arch}.attention.sliding_window', int, None if is_gemma else 0
+  )
   if not size:
     return ()
   key = f'{arch}.attention.sliding_window_pattern'
-  pattern = fields.get(key, _GEMMA_PATTERN if arch == 'gemma3' else None)
+  pattern = fields.get(key, _GEMMA_PATTERN if is_gemma else None)
   if isinstance(pattern, list) and len(pattern) == num_layers:
-    return tuple(int(size) if local else 0 for local in pattern)
+    return tuple(size if local else 0 for local in pattern)
   if isinstance(pattern, int) and pattern > 0:
-    return tuple(
-      int(size) if (i + 1) % pattern else 0 for i in range(num_layers)
-    )
+    return tuple(size if (i + 1) % pattern else 0 for i in range(num_layers))
   raise unsupported(key, pattern, file)

@@ -4,6 +4,7 @@ Reads what transformers 4 wrote (rope_theta, rope_scaling) and what transformers
 5 writes (rope_parameters, layer_types).
 """
 
+import math
 from collections.abc import Callable
 
 from ogls_jax.errors import UserError
@@ -25,10 +26,9 @@ def settings_from_config(config: dict, file) -> DecoderSettings:
   if config.get('model_type') == 'gemma3':
     config = config.get('text_config') or {}
   name = config.get('model_type')
-  check_family('model_type', name, FAMILIES, file)
+  check_family('model_type', name, (*FAMILIES, 'gemma3'), file)
   given = {key: value for key, value in config.items() if value is not None}
   config = FAMILIES[name].defaults | given
-  num_heads = config.get('num_attention_heads')
   _check_traits(config, name, file)
   get = number_getter(config, file)
   num_heads, width = get('num_attention_heads', int), get('hidden_size', int)
@@ -84,21 +84,27 @@ def _check_traits(config, name, file):
 def _ropes(config, name, file):
   """(rope, local rope or None)."""
   parameters = config.get('rope_parameters') or {}
-  if _FULL in parameters:
-    return tuple(
-      _rope(parameters.get(kind) or {}, config, file)
-      for kind in (_FULL, _SLIDING)
-    )
   scaling = config.get('rope_scaling') or parameters
-  rope = _rope(scaling, config, file)
+  for key, value in (
+    ('rope_parameters', parameters), ('rope_scaling', scaling),
+  ):  # fmt: skip
+    if not isinstance(value, dict):
+      raise unsupported(key, value, file)
   if name != 'gemma3_text':
-    return rope, None
-  get = number_getter(config, file)
-  return rope, Rope(get('rope_local_base_freq', float))
+    return _rope(scaling, config, file), None
+  local = config | {'rope_theta': config['rope_local_base_freq']}
+  if _FULL not in parameters:
+    return _rope(scaling, config, file), _rope({}, local, file)
+  return (
+    _rope(parameters[_FULL] or {}, config, file),
+    _rope(parameters.get(_SLIDING) or {}, local, file),
+  )
 
 
 def _rope(parameters, config, file):
   kind = parameters.get('rope_type', parameters.get('type', 'default'))
+  if parameters.get('partial_rotary_factor', 1) != 1:
+    raise unsupported('partial_rotary_factor', parameters, file)
   # Absent, it has the default that the format gives it for Llama.
   theta = parameters.get('rope_theta', config.get('rope_theta', 10_000.0))
   get = number_getter(parameters | {'rope_theta': theta}, file)
@@ -119,9 +125,11 @@ def _rope(parameters, config, file):
 
 
 def _windows(config, num_layers, file):
-  size = config.get('sliding_window')
-  if size is None or not config.get('use_sliding_window', True):
+  if (
+    not config.get('use_sliding_window', True) or 'sliding_window' not in config
+  ):
     return ()
+  size = number_getter(config, file)('sliding_window', int)
   kinds = config.get('layer_types')
   if kinds is None:
     pattern = config.get(
@@ -133,16 +141,22 @@ def _windows(config, num_layers, file):
       full = config.get('max_window_layers', num_layers)
       is_local = [i >= full for i in range(num_layers)]
     kinds = [_SLIDING if local else _FULL for local in is_local]
-  unknown = set(kinds) - {_FULL, _SLIDING}
-  if unknown or len(kinds) != num_layers:
+  is_known = isinstance(kinds, list) and all(
+    kind in (_FULL, _SLIDING) for kind in kinds
+  )
+  if not is_known or len(kinds) != num_layers:
     raise unsupported('layer_types', kinds, file)
   if _SLIDING not in kinds:
     return ()
-  return tuple(int(size) if kind == _SLIDING else 0 for kind in kinds)
+  return tuple(size if kind == _SLIDING else 0 for kind in kinds)
 
 
 def config_from_settings(settings: DecoderSettings) -> dict:
-  """What transformers needs in config.json to rebuild the decoder."""
+  """What transformers needs in config.json to rebuild the decoder.
+
+  Rotations and windows are said twice, as transformers 5 writes them and as
+  transformers 4 and most other tools read them.
+  """
   s = settings
   family = FAMILIES[s.family]
   config = {
@@ -164,14 +178,21 @@ def config_from_settings(settings: DecoderSettings) -> dict:
   config[activation] = _ACTIVATIONS[s.activation]
   if s.context_tokens:
     config['max_position_embeddings'] = s.context_tokens
-  if s.query_size:
-    config['query_pre_attn_scalar'] = s.query_size
-  config['rope_parameters'] = _rope_parameters(s.rope)
+  if s.family == 'gemma3_text':
+    config['query_pre_attn_scalar'] = s.query_size or s.head_size
+  rope = _rope_parameters(s.rope)
+  config['rope_parameters'] = rope
+  config['rope_theta'] = s.rope.theta
+  config['rope_scaling'] = None
+  if rope['rope_type'] != 'default':
+    config['rope_scaling'] = {
+      key: value for key, value in rope.items() if key != 'rope_theta'
+    }
   if s.local_rope is not None:
     config['rope_parameters'] = {
-      _FULL: _rope_parameters(s.rope),
-      _SLIDING: _rope_parameters(s.local_rope),
-    }
+      _FULL: rope, _SLIDING: _rope_parameters(s.local_rope)
+    }  # fmt: skip
+    config['rope_local_base_freq'] = s.local_rope.theta
   if s.windows:
     config['sliding_window'] = max(s.windows)
     config['layer_types'] = [_SLIDING if w else _FULL for w in s.windows]
@@ -199,7 +220,7 @@ def _rope_parameters(rope):
 
 def check_family(key: str, name, known, file) -> None:
   """UserError for a family that is not among `known`."""
-  if name not in known:
+  if not isinstance(name, str) or name not in known:
     raise UserError(
       f'model.path = {file}: {key} = {name} is not supported; these are:'
       f' {", ".join(known)}'
@@ -220,9 +241,12 @@ def number_getter(fields: dict, file) -> Callable:
   def get(key, kind, default=None):
     value = fields.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or kind(value) != value:
+      found = 'is missing' if value is None else f'= {value!r}'
       raise UserError(
-        f'model.path = {file}: {key} = {value}, expected one number'
+        f'model.path = {file}: {key} {found}, expected one number'
+        f'{" without a fraction" if kind is int else ""}'
       )
     return kind(value)
 
@@ -232,11 +256,17 @@ def number_getter(fields: dict, file) -> Callable:
 def checked(settings: DecoderSettings, file) -> DecoderSettings:
   """The settings, if a decoder of these sizes exists."""
   s = settings
-  sizes = (s.vocab_size, s.width, s.num_layers, s.num_heads, s.num_kv_heads,
-           s.head_size, s.mlp_size)  # fmt: skip
+  names = ('vocab_size', 'width', 'num_layers', 'num_heads', 'num_kv_heads',
+           'head_size', 'mlp_size')  # fmt: skip
+  sizes = [getattr(s, name) for name in names]
+  named = ', '.join(f'{n} {size}' for n, size in zip(names, sizes, strict=True))
   if min(sizes) < 1 or s.num_heads % s.num_kv_heads or s.head_size % 2:
     raise UserError(
-      f'model.path = {file}: no decoder has these sizes: {s}; heads must be a'
-      ' multiple of key-value heads and the head size even'
+      f'model.path = {file}: no decoder has these sizes: {named}; all are'
+      ' positive, heads a multiple of key-value heads, the head size even'
     )
+  for rope in (s.rope, s.local_rope or s.rope):
+    is_ordered = rope.low_factor < rope.high_factor or not rope.original_tokens
+    if rope.theta <= 0 or rope.factor <= 0 or not is_ordered:
+      raise UserError(f'model.path = {file}: no rotation is {rope}; mend it')
   return s

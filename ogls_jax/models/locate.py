@@ -68,13 +68,15 @@ def _fetch(text, key):
       f'{key} = {text} needs pip install huggingface_hub; or give a folder'
     ) from error
   name, _, revision = text.removeprefix('hub:').partition('@')
+  if name.count('/') != 1:
+    raise UserError(f'{key} = {text}: expected hub:OWNER/NAME or a folder')
   try:
     folder = huggingface_hub.snapshot_download(
       name, revision=revision or None, allow_patterns=_HUB_FILES
     )
   # No network, no such repository, no access: each has exceptions of its own.
   except Exception as error:
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
     raise UserError(
       f'{key} = {text}: it cannot be fetched ({reason}); give a folder instead'
     ) from error

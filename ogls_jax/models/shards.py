@@ -46,30 +46,48 @@ class Shards:
 
 def read_json(file: pathlib.Path) -> dict:
   """The JSON object in a file of a model's folder."""
+  if not file.is_file():
+    raise UserError(
+      f'model.path = {file.parent}: it holds no {file.name}; give the folder of'
+      ' a Hugging Face model, or a .gguf file'
+    )
   try:
     content = json.loads(file.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
     raise UserError(
-      f'model.path = {file}: not a readable JSON file ({error})'
+      f'model.path = {file}: not a readable JSON file ({error}); fetch it again'
     ) from error
   if not isinstance(content, dict):
     raise UserError(f'model.path = {file}: not a JSON object')
   return content
 
 
-def open_shards(folder: pathlib.Path) -> Shards:
+def open_shards(
+  folder: pathlib.Path, *, left_out: tuple[str, ...] = ()
+) -> Shards:
   """Opens what the folder's index names, or its only safetensors file.
 
+  Args:
+    folder: of a model.
+    left_out: beginnings of the names of tensors that are not looked at.
+
   Raises:
-    UserError: a file is missing or damaged, or holds other than floats.
+    UserError: a file is missing or damaged, holds other than floats, or what
+      another one holds.
   """
   places = {}
   for file in _files(folder):
-    places |= _places(file)
+    new = _places(file, left_out)
+    for name in new.keys() & places.keys():
+      raise UserError(
+        f'model.path = {file}: tensor {name} is in another file of the folder'
+        ' too; fetch the folder again'
+      )
+    places |= new
   return Shards({name: p['shape'] for name, p in places.items()}, places)
 
 
-def _places(file):
+def _places(file, left_out):
   """Where each tensor of one file lies."""
   try:
     with safetensors.safe_open(file, 'np') as opened:  # checks all of it
@@ -85,6 +103,8 @@ def _places(file):
     ) from error
   places = {}
   for name in names:
+    if name.startswith(left_out):
+      continue
     kind = header[name]['dtype']
     if kind not in _FLOATS:
       raise UserError(
@@ -104,9 +124,17 @@ def _files(folder):
   index = folder / INDEX
   if index.is_file():
     homes = read_json(index).get('weight_map')
-    names = set(homes.values()) if isinstance(homes, dict) else set()
-    if not names:
-      raise UserError(f'model.path = {index}: it has no weight_map')
+    names = list(homes.values()) if isinstance(homes, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+      raise UserError(f'model.path = {index}: it has no weight_map of files')
+    if (folder / 'model.safetensors').is_file() and (
+      'model.safetensors' not in names
+    ):
+      raise UserError(
+        f'model.path = {folder}: it holds model.safetensors and {INDEX} of'
+        ' other files; remove one of the two models'
+      )
+    names = set(names)
     for name in sorted(names):
       if pathlib.Path(name).name != name or not (folder / name).is_file():
         raise UserError(
@@ -127,8 +155,11 @@ def _files(folder):
 
 def save_tensors(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
   """One safetensors file that other tools accept."""
-  # transformers refuses a file that does not say who wrote it.
-  safetensors.numpy.save_file(tensors, file, {'format': 'pt'})
+  try:
+    # transformers refuses a file that does not say who wrote it.
+    safetensors.numpy.save_file(tensors, file, {'format': 'pt'})
+  except safetensors.SafetensorError as error:  # a full disk is one, too
+    raise OSError(str(error)) from error
   file.chmod(0o644)  # the library leaves it to its owner alone
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable
 import gguf
 import gguf.quants
 import numpy as np
-import safetensors
 
 from ogls_jax.errors import UserError
 from ogls_jax.gguf_file import open_gguf_tensors, read_gguf_header
@@ -78,36 +77,32 @@ def open_tensors(path: pathlib.Path) -> Tensors:
 
 
 def _open_folder(folder):
-  shards = open_shards(folder)
-  if read_json(folder / 'config.json').get('model_type') == 'gemma3':
-    shards = _text_part(shards, folder)
-  return Tensors(folder, False, shards.shapes, shards.read)
-
-
-def _text_part(shards, folder):
-  """The tensors of the text model, under the names they have on their own."""
-
-  def text_name(name):
-    if name.startswith('model.language_model.'):
-      return 'model.' + name.removeprefix('model.language_model.')
-    return name.removeprefix('language_model.')
-
-  kept = {
-    name: text_name(name)
-    for name in shards.shapes
-    if not name.startswith(_VISION)
-  }
+  if (folder / 'adapter_config.json').is_file():
+    raise UserError(
+      f'model.path = {folder}: it holds an adapter; give a folder of merged'
+      ' weights, without adapter_config.json'
+    )
+  if read_json(folder / 'config.json').get('model_type') != 'gemma3':
+    shards = open_shards(folder)
+    return Tensors(folder, False, shards.shapes, shards.read)
   logging.getLogger(__name__).warning(
-    '%s: its text model is read; %d tensors of its image encoder are not',
-    folder, len(shards.shapes) - len(kept),
-  )  # fmt: skip
-  stored = {new: name for name, new in kept.items()}
+    '%s: its text model is read, its image encoder is not', folder
+  )
+  shards = open_shards(folder, left_out=_VISION)
+  # Under the names that the text model has on its own.
+  stored = {_text_name(name): name for name in shards.shapes}
   return Tensors(
     folder,
     False,
     {new: shards.shapes[name] for new, name in stored.items()},
     lambda name, index: shards.read(stored[name], index),
   )
+
+
+def _text_name(name):
+  if name.startswith('model.language_model.'):
+    return 'model.' + name.removeprefix('model.language_model.')
+  return name.removeprefix('language_model.')
 
 
 def read_gguf_tensor(file: pathlib.Path, name: str) -> np.ndarray:
@@ -160,11 +155,15 @@ def _cached(file, shapes) -> Shards | None:
       new = pathlib.Path(work) / 'new'
       new.mkdir()
       write_shards(new, num_bytes, lambda name: read_gguf_tensor(file, name))
-      shutil.rmtree(folder, ignore_errors=True)
-      os.replace(new, folder)
-  except (OSError, safetensors.SafetensorError) as error:
-    logger.warning('%s: weights are not cached (%s)', folder, error)
-    return None
+      # Another process may have been faster; its files are in use.
+      if not _open_cached(folder, shapes):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(new, folder)
+  except OSError as error:
+    found = _open_cached(folder, shapes)
+    if not found:
+      logger.warning('%s: weights are not cached (%s)', folder, error)
+    return found
   return _open_cached(folder, shapes)
 
 

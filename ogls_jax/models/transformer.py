@@ -21,6 +21,7 @@ from ogls_jax.mesh import shard
 from ogls_jax.models.attention import (
   attend,
   distances,
+  einsum_float32,
   in_reach,
   rms_norm,
   rotate,
@@ -71,12 +72,8 @@ def last_tokens(tokens_BP: jax.Array, length_B: jax.Array) -> jax.Array:
 
 def project(hidden_RTD: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
   """Logits in float32 (or wider) of states given in any dtype."""
-  dtype = jnp.promote_types(unembedding_VD.dtype, jnp.float32)
-  logits_RTV = jnp.einsum(
-    'RTD,VD->RTV',
-    hidden_RTD.astype(unembedding_VD.dtype),
-    unembedding_VD,
-    preferred_element_type=dtype,
+  logits_RTV = einsum_float32(
+    'RTD,VD->RTV', hidden_RTD.astype(unembedding_VD.dtype), unembedding_VD
   )
   return shard(logits_RTV, 'RTV')
 

@@ -54,9 +54,9 @@ def load_decoder(
 ) -> Decoder:
   """A decoder with the file's weights, placed on the mesh.
 
-  Parameters go to the devices shard by shard: a process reads those parts of
-  each tensor only that its devices hold, and its memory holds two shards and
-  the tensors that fill them, never the model.
+  Parameters go to the devices shard by shard: a process reads of a folder what
+  its devices hold, and its memory holds two shards and the tensors that fill
+  them, never the model.
 
   Args:
     path: as in `resolve_model_path`.
@@ -156,13 +156,16 @@ class _Loader:
     """Part of a tensor in Hugging Face's layout."""
     if not self._tensors.is_gguf:
       return self._tensors.read(name, index)
-    # Whole heads are needed to put their rows in order.
-    everything = (slice(None),) * len(self._tensors.shapes[name])
-    array = self._tensors.read(name, everything)
     if weight.gguf_heads:
+      # Whole heads are needed to put their rows in order.
+      everything = (slice(None),) * len(self._tensors.shapes[name])
       num_heads = getattr(self._settings, weight.gguf_heads)
-      array = unpermute_heads(array, num_heads)
-    return (array - np.float32(weight.gguf_offset))[index]
+      whole = self._tensors.read(name, everything)
+      return unpermute_heads(whole, num_heads)[index]
+    array = self._tensors.read(name, index)
+    if weight.gguf_offset:
+      return array - np.float32(weight.gguf_offset)
+    return array
 
 
 def _copy(source, target, *, is_transposed):
@@ -236,9 +239,12 @@ def _check_tied(tensors, head, embedding):
   same = tensors.shapes[head] == tensors.shapes[embedding]
   for start in range(0, rows if same else 0, step):
     index = (slice(start, min(start + step, rows)), slice(None))
-    same = same and np.array_equal(
-      tensors.read(head, index), tensors.read(embedding, index)
+    # Bytes: bfloat16 compares slowly, and nan is to be found as nan.
+    ours, theirs = (
+      np.ascontiguousarray(tensors.read(name, index)).view(np.uint8)
+      for name in (head, embedding)
     )
+    same = same and np.array_equal(ours, theirs)
   if not same:
     raise _bad_tensor(
       tensors,
