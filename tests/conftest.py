@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Tests compile much and run little. Set before JAX starts its backend.
@@ -28,3 +29,14 @@ def maker():
     student=prompts.load_template('k', 'student_short'),
     teacher=prompts.load_template('k', 'teacher_short', ('question', 'hint')),
   )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def free_programs():
+  """Each compiled program maps memory; Linux allows a process 65,530 maps.
+
+  Beyond them the compiler crashes.
+  """
+  yield
+  jax.clear_caches()
+  gc.collect()
