@@ -23,6 +23,7 @@ import time
 import numpy as np
 
 ENGINES = ('ours', 'transformers')
+DTYPES = ('bfloat16', 'float32')
 CONFIG = {
   'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
   'vocab_size': 151_936, 'hidden_size': 896, 'num_hidden_layers': 24,
@@ -35,7 +36,6 @@ CONFIG = {
 
 def write_checkpoint(folder: pathlib.Path) -> None:
   """Random weights of the shape in `CONFIG`."""
-  import jax
   import ml_dtypes
   from flax import nnx
 
@@ -64,7 +64,6 @@ def write_checkpoint(folder: pathlib.Path) -> None:
     ),
   )
   (folder / 'config.json').write_text(json.dumps(CONFIG))
-  del jax
 
 
 def peak_bytes() -> int:
@@ -77,15 +76,17 @@ def load_ours(folder, dtype):
   import jax
   import jax.numpy as jnp
 
-  from ogls_jax.mesh import make_mesh
+  from ogls_jax.mesh import single_device_mesh
   from ogls_jax.models import weights
 
-  mesh = make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
   # A backend starts with its first array.
   jax.block_until_ready(jnp.zeros(1))
   yield
   decoder = weights.load_decoder(
-    folder, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype)
+    folder,
+    mesh=single_device_mesh(),
+    dtype=jnp.dtype(dtype),
+    param_dtype=jnp.dtype(dtype),
   )
   yield jax.block_until_ready(decoder)
 
@@ -127,7 +128,6 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--folder')
   parser.add_argument('--runs', type=int, default=5)
-  parser.add_argument('--dtypes', default='bfloat16,float32')
   parser.add_argument('--one', help='engine,dtype: load once and report')
   args = parser.parse_args()
   if args.one:
@@ -139,7 +139,7 @@ def main() -> None:
     if not folder:
       folder = work
       write_checkpoint(pathlib.Path(work))
-    for dtype in args.dtypes.split(','):
+    for dtype in DTYPES:
       compare(folder, dtype, args.runs)
 
 

@@ -8,7 +8,6 @@ merged: all weights, adapters added in, as transformers reads them: safetensors
 matrices alone, as peft reads them, for the model that the run began with.
 """
 
-import json
 import os
 import pathlib
 import tempfile
@@ -21,14 +20,14 @@ from flax import nnx
 import ogls_jax
 from ogls_jax import cli
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import read_json, save_json
 from ogls_jax.mesh import single_device_mesh
 from ogls_jax.models.families import FAMILIES
-from ogls_jax.models.hf_config import config_from_settings
-from ogls_jax.models.locate import resolve_model_path
+from ogls_jax.models.hf_config import config_from_settings, read_config
+from ogls_jax.models.locate import resolve_model_path, split_hub_name
 from ogls_jax.models.quantize import dequantize
 from ogls_jax.models.shards import (
   MAX_SHARD_BYTES,
-  read_json,
   save_tensors,
   write_shards,
 )
@@ -77,14 +76,16 @@ def export(
   run = load_run(
     workdir, single_device_mesh(), step=step, flag=f'--workdir={workdir}'
   )
-  write = _write_merged if export_format == 'merged' else _write_adapter
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.export') as work:
       folder = pathlib.Path(work) / 'new'
       folder.mkdir()
-      write(run, folder, dtype=dtype, base=base, max_bytes=max_shard_bytes)
-      _write_json(folder / 'ogls_jax.json', _origin(run, workdir, base))
+      if export_format == 'merged':
+        _write_merged(run, folder, dtype, max_shard_bytes)
+      else:
+        _write_adapter(run, folder, base)
+      save_json(folder / 'ogls_jax.json', _origin(run, workdir, base))
       if out.exists():
         out.rmdir()
       os.replace(folder, out)
@@ -112,13 +113,7 @@ def _origin(run, workdir, base):
   }
 
 
-def _write_json(file, content):
-  text = json.dumps(content, indent=2, ensure_ascii=False)
-  file.write_text(text + '\n', encoding='utf-8')
-
-
-def _write_merged(run, folder, *, dtype, base, max_bytes):
-  del base  # of adapters only
+def _write_merged(run, folder, dtype, max_bytes):
   # First, since a tokenizer may have no form that other tools read.
   run.tokenizer.save(folder)
   dtype = jnp.dtype(dtype or run.config.model.param_dtype)
@@ -144,8 +139,9 @@ def _write_merged(run, folder, *, dtype, base, max_bytes):
   write_shards(
     folder, dict(sorted(num_bytes.items())), read, max_bytes=max_bytes
   )
-  _write_json(folder / 'config.json', _config(run, dtype))
-  _write_json(folder / 'generation_config.json', _generation_config(run))
+  source = _source_folder(run)
+  save_json(folder / 'config.json', _config(run, source, dtype))
+  save_json(folder / 'generation_config.json', _generation_config(run, source))
 
 
 def _arrays(run) -> dict[str, nnx.Variable]:
@@ -188,10 +184,9 @@ def _source_folder(run) -> pathlib.Path | None:
   return path if path.is_dir() else None
 
 
-def _config(run, dtype):
+def _config(run, source, dtype):
   """config.json: that of the source where it describes these weights."""
-  source = _source_folder(run)
-  config = read_json(source / 'config.json') if source else {}
+  config = read_config(source) if source else {}
   if config.get('model_type') not in FAMILIES:
     config = config_from_settings(run.settings)
     config['eos_token_id'] = list(run.tokenizer.eos_ids)
@@ -201,16 +196,17 @@ def _config(run, dtype):
   return config | {'dtype': dtype.name, 'torch_dtype': dtype.name}
 
 
-def _generation_config(run):
+def _generation_config(run, source):
   """Which ids end a response, so that other tools stop where ours does."""
-  source = _source_folder(run)
-  file = source and source / 'generation_config.json'
-  config = read_json(file) if file and file.is_file() else {}
-  return config | {'eos_token_id': list(run.tokenizer.eos_ids)}
+  config = None
+  if source:
+    file = source / 'generation_config.json'
+    config = read_json(file, flag=f'model.path = {source}')
+  return (config or {}) | {'eos_token_id': list(run.tokenizer.eos_ids)}
 
 
-def _write_adapter(run, folder, *, dtype, base, max_bytes):
-  del dtype, max_bytes  # float32, as it was trained, in one file
+def _write_adapter(run, folder, base):
+  """In float32, as it was trained, in one file."""
   arrays = _arrays(run)
   linears = [
     name.removesuffix('.lora_a') for name in arrays if name.endswith('lora_a')
@@ -245,15 +241,14 @@ def _write_adapter(run, folder, *, dtype, base, max_bytes):
     'fan_in_fan_out': False,
     'inference_mode': True,
   }
-  _write_json(folder / 'adapter_config.json', config)
+  save_json(folder / 'adapter_config.json', config)
   run.tokenizer.save(folder)
 
 
 def _named_base(base):
   """As `_base_of`, of what --base says."""
   if base.startswith('hub:'):
-    name, _, revision = base.removeprefix('hub:').partition('@')
-    return name, revision or None
+    return split_hub_name(base, key='--base')
   if not (pathlib.Path(base) / 'config.json').is_file():
     raise UserError(
       f'--base={base}: no folder with a config.json; give the folder of a model'
@@ -266,9 +261,7 @@ def _base_of(run) -> tuple[str, str | None]:
   """(name or folder, revision) that peft can load the run's base from."""
   path = run.config.model.path
   source = _source_folder(run)
-  is_theirs = source and (
-    read_json(source / 'config.json').get('model_type') in FAMILIES
-  )
+  is_theirs = source and read_config(source).get('model_type') in FAMILIES
   if not is_theirs or run.config.warmup.num_steps:
     raise UserError(
       '--format=adapter: no folder or repository holds the weights that this'

@@ -69,7 +69,7 @@ def build_pools(
   incorrect rollouts, the scored one included unless `exclude_self`. `ogls_sd`
   scores incorrect rollouts with both pools filled; `pos_mean` and `pos_only`
   all rollouts with P+ filled; `opsd` all rollouts of a question that has a
-  solution, which alone makes up its P+.
+  solution, which alone makes up its P+; `kd` all rollouts, without a hint.
   """
   num_prompts, group_size = is_correct_BG.shape
   shape = (num_prompts, group_size, group_size + 2)
@@ -83,11 +83,13 @@ def build_pools(
     is_positive[:, :, _FIRST_ROLLOUT:] &= is_other
     is_negative[:, :, _FIRST_ROLLOUT:] &= is_other
   is_scored_BG = is_positive.any(-1)
+  if method == 'kd':
+    is_positive[:], is_scored_BG[:] = False, True
   if method == 'ogls_sd':
     is_scored_BG = is_scored_BG & is_negative.any(-1) & ~is_correct_BG
   scored = is_scored_BG[..., None]
   anchor = np.zeros(shape, np.float32)
-  if method in ('ogls_sd', 'pos_only'):
+  if method in ('ogls_sd', 'pos_only', 'kd'):
     anchor[:, :, _ANCHOR] = 1
   if method != 'ogls_sd':
     is_negative[:] = False
@@ -101,7 +103,7 @@ def build_pools(
 
 def num_contexts(method: str, group_size: int) -> int:
   """Contexts per question (M) that a method can need."""
-  if method == 'opsd':
+  if method in ('opsd', 'kd'):
     return 1
   return group_size + (1 if method == 'pos_mean' else 2)
 

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 
 from ogls_jax import hints as hints_lib
-from ogls_jax.batches import Hints, LossBatch, pad_rows
+from ogls_jax.batches import LossBatch
 from ogls_jax.evaluation import decode_responses
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
-from ogls_jax.numerics import round_up
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import solution_of, uids_of
 from ogls_jax.tasks.grading import check_answers
@@ -43,27 +42,6 @@ class Round:
   samples: list[dict]
 
 
-def _kd_hints(
-  questions: list[Question],
-  maker: PromptMaker,
-  rules: RoundRules,
-  *,
-  group_size,
-) -> Hints:
-  """The teacher reads its own prompt without a hint: an anchor and no more."""
-  rows = [maker.anchor_ids(question) for question in questions]
-  lengths = [len(row) for row in rows]
-  context_BC = pad_rows(rows, round_up(max(lengths), rules.bucket_tokens))
-  weights = np.ones((len(rows), group_size, 1), np.float32)
-  return Hints(
-    context_BMC=context_BC[:, None],
-    length_BM=np.array(lengths, np.int32)[:, None],
-    anchor_BGM=weights,
-    positive_BGM=np.zeros_like(weights),
-    negative_BGM=np.zeros_like(weights),
-  )
-
-
 def sampled_round(
   questions: list[Question],
   rollout: Callable,
@@ -86,9 +64,7 @@ def sampled_round(
   is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
   is_scored_R = np.ones_like(is_correct_R)
   hints, num_cut = None, 0
-  if rules.method == 'kd':
-    hints = _kd_hints(questions, maker, rules, group_size=rules.group_size)
-  elif rules.is_distilled:
+  if rules.is_distilled:
     hints, is_scored_R, num_cut = _pool(
       questions, responses, is_correct_BG, maker, rules
     )
@@ -135,11 +111,15 @@ def sampled_round(
   return Round(put_batch(batch, mesh), values, samples)
 
 
-def _pool(questions, responses, is_correct_BG, maker, rules):
-  solutions = [
+def _solutions(questions, rules):
+  return [
     solution_of(question, answer_as_solution=rules.answer_as_solution)
     for question in questions
   ]
+
+
+def _pool(questions, responses, is_correct_BG, maker, rules):
+  solutions = _solutions(questions, rules)
   pools = hints_lib.build_pools(
     is_correct_BG=is_correct_BG,
     has_solution_B=np.array([text is not None for text in solutions]),
@@ -167,21 +147,24 @@ def solution_round(
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
   )
-  responses = []
-  for question in questions:
-    text = solution_of(question, answer_as_solution=rules.answer_as_solution)
-    tokenizer = maker.tokenizer
-    responses.append(tokenizer.encode(text) + [tokenizer.eos_id])
-  rollouts = given_rollouts(responses, bucket_tokens=rules.bucket_tokens)
-  num_rows = len(questions)
+  tokenizer, num_rows = maker.tokenizer, len(questions)
+  texts = _solutions(questions, rules)
+  rollouts = given_rollouts(
+    [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts],
+    bucket_tokens=rules.bucket_tokens,
+  )
+  is_correct_R = np.zeros(num_rows, bool)
+  hints, is_scored_R = None, np.ones(num_rows, bool)
+  if rules.is_distilled:
+    hints, is_scored_R, _ = _pool(
+      questions, texts, is_correct_R[:, None], maker, rules
+    )
   batch = make_loss_batch(
     prompts=prompts,
     rollouts=rollouts,
-    hints=_kd_hints(questions, maker, rules, group_size=1)
-    if rules.is_distilled
-    else None,
-    is_scored_R=np.ones(num_rows, bool),
-    is_correct_R=np.zeros(num_rows, bool),
+    hints=hints,
+    is_scored_R=is_scored_R,
+    is_correct_R=is_correct_R,
     advantage_R=np.zeros(num_rows, np.float32),
     response_tokens=rules.response_tokens if rules.is_distilled else None,
     tail_tokens=0,

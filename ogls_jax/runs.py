@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import json
 import pathlib
 
 from ml_collections import config_dict
@@ -11,6 +10,7 @@ from ml_collections import config_dict
 from ogls_jax import build, warmup
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import read_json
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.tokenizer import Tokenizer, has_same_ids
 from ogls_jax.validate import check_keys
@@ -39,12 +39,9 @@ def read_run_config(
   workdir: pathlib.Path, *, flag: str
 ) -> config_dict.ConfigDict:
   """The config of the run in `workdir`; `flag` led there, for errors."""
-  try:
-    values = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise UserError(f'{flag} has no readable config.json ({error})') from error
-  if not isinstance(values, dict):
-    raise UserError(f'{flag}: {workdir / "config.json"} holds no config')
+  values = read_json(workdir / 'config.json', flag=flag)
+  if values is None:
+    raise UserError(f'{flag} has no config.json; give the workdir of a run')
   config = config_dict.ConfigDict(values)
   check_keys(config, flag=flag)
   return config

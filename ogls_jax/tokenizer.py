@@ -21,6 +21,7 @@ from ogls_jax.chat_template import compile_template, read_template
 from ogls_jax.errors import UserError
 from ogls_jax.gguf_file import read_gguf_header
 from ogls_jax.gguf_tokenizer import tokenizer_from_gguf
+from ogls_jax.json_file import read_json, save_json
 from ogls_jax.sentencepiece_file import gguf_fields
 
 # Control tokens that end a turn or a document in the families we know. A file
@@ -133,15 +134,7 @@ def _load_folder(folder):
 
 def _read_json(file):
   """A JSON object, or {} where there is no such file."""
-  if not file.is_file():
-    return {}
-  try:
-    content = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise _error(file, f'not JSON ({error}); mend or remove it') from error
-  if not isinstance(content, dict):
-    raise _error(file, 'not a JSON object')
-  return content
+  return read_json(file, flag=f'model.tokenizer_path = {file.parent}') or {}
 
 
 def _load_sentencepiece(file):
@@ -188,12 +181,7 @@ def _load_sentencepiece(file):
 def _save_built(fast, config, folder):
   folder.mkdir(parents=True, exist_ok=True)
   fast.save(str(folder / 'tokenizer.json'))
-  _write_json(folder / 'tokenizer_config.json', config)
-
-
-def _write_json(file, content):
-  text = json.dumps(content, indent=2, ensure_ascii=False)
-  file.write_text(text + '\n', encoding='utf-8')
+  save_json(folder / 'tokenizer_config.json', config)
 
 
 def _load_gguf(file):

@@ -32,6 +32,7 @@ from ogls_jax import (
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import write_json
 from ogls_jax.mesh import make_mesh
 from ogls_jax.numerics import divide_metrics
 from ogls_jax.questions import load_questions
@@ -43,7 +44,7 @@ from ogls_jax.validate import (
   validate,
   warn_of_length,
 )
-from ogls_jax.workdir import check_same, write_json
+from ogls_jax.workdir import check_same
 
 # One object a step in metrics.jsonl; null where a method does not have it.
 METRICS = (

@@ -87,11 +87,6 @@ _RANGES = [
   ('log.samples_every_steps', 0, math.inf),
   ('log.samples_rollouts', 0, math.inf),
 ]
-# Younger keys that any value of their type suits.
-_OTHER_KEYS = (
-  'prompt.student_thinking', 'prompt.teacher_thinking', 'loss.merge_eos',
-  'kd.teacher_path',
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +138,7 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
 
 def check_keys(config: config_dict.ConfigDict, *, flag: str) -> None:
   """Rejects a config that an older version wrote; `flag` led to it."""
-  for key in (*_CHOICES, *(row[0] for row in _RANGES), *_OTHER_KEYS):
+  for key in (*_CHOICES, *(row[0] for row in _RANGES)):
     try:
       get(config, key)
     except (AttributeError, KeyError) as error:

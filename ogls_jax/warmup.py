@@ -22,6 +22,7 @@ from ogls_jax import build, data, metrics, step
 from ogls_jax.batches import LossBatch, PromptBatch, pad_rows
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import write_json
 from ogls_jax.loss_masks import given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
 from ogls_jax.numerics import divide_metrics, round_up
@@ -29,7 +30,7 @@ from ogls_jax.optimizer import make_optimizer, make_schedule
 from ogls_jax.prompts import PromptMaker
 from ogls_jax.tasks import arithmetic
 from ogls_jax.tasks.question import Question
-from ogls_jax.workdir import check_same, write_json
+from ogls_jax.workdir import check_same
 
 _PRINT_EVERY = 100
 

@@ -1,10 +1,9 @@
 """A workdir belongs to one config; a second one there is an error."""
 
-import json
-import os
 import pathlib
 
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import read_json
 
 _SHOWN = 3  # differences named in an error
 
@@ -20,16 +19,9 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
   Raises:
     UserError: `path` cannot be read or holds other values.
   """
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  found = read_json(path, flag=flag)
+  if found is None:
     return False
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f'{flag}: {path} cannot be read ({error}); use another workdir'
-    ) from error
-  if not isinstance(found, dict):
-    raise UserError(f'{flag}: {path} holds no config; use another workdir')
   old, new = _flat(found), _flat(values)
   changed = [
     f'{key} = {old.get(key)!r} there, {new.get(key)!r} here'
@@ -44,25 +36,6 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
       f' the config in {path}'
     )
   return True
-
-
-def write_json(path: pathlib.Path, values: dict, *, flag: str) -> None:
-  """Writes `values` in one piece, or not at all.
-
-  Raises:
-    UserError: the folder cannot be made or written; `flag` names it.
-  """
-  partial = path.with_suffix('.partial')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(
-      json.dumps(values, indent=2, sort_keys=True) + '\n', encoding='utf-8'
-    )
-    os.replace(partial, path)
-  except OSError as error:
-    raise UserError(
-      f'{flag}: {path} cannot be written ({error.strerror})'
-    ) from error
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:

@@ -31,6 +31,14 @@ def maker():
   )
 
 
+@pytest.fixture
+def cache_dir(tmp_path, monkeypatch):
+  """Where this test's dequantized GGUF tensors go."""
+  folder = tmp_path / 'cache'
+  monkeypatch.setenv('OGLS_CACHE_DIR', str(folder))
+  return folder
+
+
 @pytest.fixture(scope='module', autouse=True)
 def free_programs():
   """Each compiled program maps memory; Linux allows a process 65,530 maps.

@@ -220,11 +220,11 @@ def test_a_full_disk_is_one_line(tmp_path, adapter_run, monkeypatch):
 def test_a_run_of_an_older_version(tmp_path, adapter_run):
   _, workdir = adapter_run
   config = json.loads((workdir / 'config.json').read_text())
-  del config['prompt']['teacher_thinking']
+  max_tokens = config['eval'].pop('max_tokens')
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(UserError, match='has no prompt.teacher_thinking'):
+  with pytest.raises(UserError, match='has no eval.max_tokens'):
     export.export(tmp_path, tmp_path / 'out', export_format='merged')
-  config['prompt']['teacher_thinking'] = True
+  config['eval']['max_tokens'] = max_tokens
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match='has no checkpoint yet'):
     export.export(tmp_path, tmp_path / 'out', export_format='merged')
@@ -259,7 +259,7 @@ def test_what_cannot_be_exported(tmp_path, full_run):
   refuse('--base=x is of --format=adapter', base='x')
   refuse('--dtype=float32 is of', export_format='adapter', dtype='float32')
   refuse('its config.json has no method', folder=source)
-  refuse('has no readable config.json', folder=tmp_path)
+  refuse('has no config.json', folder=tmp_path)
   refuse('is there already', out=source)
   refuse('cannot be written', out=source / 'config.json' / 'x')
   assert not (tmp_path / 'out').exists()

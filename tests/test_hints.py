@@ -5,6 +5,7 @@ from ogls_jax import hints as hints_lib
 from ogls_jax import prompts as prompts_lib
 from ogls_jax import rounds, train
 from ogls_jax.errors import UserError
+from ogls_jax.mesh import single_device_mesh
 from ogls_jax.questions import uids_of
 from ogls_jax.step import Objective
 from ogls_jax.tasks.question import Question
@@ -111,13 +112,17 @@ def test_contexts_hold_what_the_pools_weigh(maker):
   assert hints.context_BMC.shape[-1] % 8 == 0
 
 
-def test_the_anchor_thinks_as_the_teacher_does(maker):
-  def encode_chat(text, *, is_thinking=True):
-    return maker.tokenizer.encode(text if is_thinking else text + '=')
+def with_switch(tokenizer):
+  """One whose prompts end in '=' where thinking is off."""
 
-  tokenizer = hints_lib.dataclasses.replace(
-    maker.tokenizer, encode_chat=encode_chat
-  )
+  def encode_chat(text, *, is_thinking=True):
+    return tokenizer.encode(text if is_thinking else text + '=')
+
+  return hints_lib.dataclasses.replace(tokenizer, encode_chat=encode_chat)
+
+
+def test_the_anchor_thinks_as_the_teacher_does(maker):
+  tokenizer = with_switch(maker.tokenizer)
   for student, teacher in ((True, False), (False, True)):
     own = hints_lib.dataclasses.replace(
       maker,
@@ -210,21 +215,31 @@ def test_a_question_that_comes_twice_in_a_batch_has_two_names():
   assert uids_of([b, a]) == [uids[1], uids[0]]
 
 
-def test_a_kd_teacher_reads_its_own_prompt():
-  """Which differs from the student's where thinking does."""
-
-  class Maker:
-    def anchor_ids(self, question):
-      return [7] * len(question.question)
-
-  rules = train.round_rules(
-    small_config(prompt__bucket_tokens=4), Sizes(2, True), Objective('kd')
+def test_a_kd_teacher_reads_its_own_prompt(maker):
+  """Without a hint, whatever there is; all rollouts carry loss."""
+  own = hints_lib.dataclasses.replace(
+    maker, tokenizer=with_switch(maker.tokenizer), is_teacher_thinking=False
   )
-  questions = [Question('a', 'abc', '1'), Question('b', 'abcde', '1')]
-  got = rounds._kd_hints(questions, Maker(), rules, group_size=2)
-  assert got.length_BM.tolist() == [[3], [5]]
-  assert got.context_BMC[:, 0].tolist() == [
-    [7] * 3 + [0] * 5,
-    [7] * 5 + [0] * 3,
-  ]
-  assert got.anchor_BGM.shape == (2, 2, 1) and got.anchor_BGM.all()
+  assert pools('kd', exclude_self=True).is_scored_R.all()
+  hints, num_cut = build(own, 'kd', solutions=('7', None, '8'))
+  assert num_cut == 0
+  assert hints.context_BMC.shape[:2] == hints.length_BM.shape == (3, 1)
+  for b in range(3):
+    ids = hints.context_BMC[b, 0, : hints.length_BM[b, 0]].tolist()
+    assert own.tokenizer.decode(ids) == f'Question: {b} + 1\nAnswer: ='
+  assert hints.anchor_BGM.shape == (3, 3, 1) and (hints.anchor_BGM == 1).all()
+  assert not hints.positive_BGM.any() and not hints.negative_BGM.any()
+
+
+def test_kd_on_solutions_has_one_row_a_question(maker):
+  config = small_config(method='kd', prompt__bucket_tokens=4)
+  rules = train.round_rules(config, Sizes(1, False), Objective('kd'))
+  questions = [Question(f'q{i}', f'{i} + 1', '1', 'a' * i) for i in (1, 2)]
+  batch = rounds.solution_round(
+    questions, maker, rules, single_device_mesh()
+  ).batch
+  assert batch.hints.anchor_BGM.tolist() == [[[1]], [[1]]]
+  assert batch.token_mask_RT.sum(1).tolist() == [2, 3]  # and its end
+  for b, question in enumerate(questions):
+    ids = batch.hints.context_BMC[b, 0, : batch.hints.length_BM[b, 0]]
+    assert ids.tolist() == maker.anchor_ids(question)

@@ -5,13 +5,13 @@ import pathlib
 
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
-  errors numerics batches mesh
+  errors json_file numerics batches mesh
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   data
   models.locate models.settings models.attention models.quantize models.lora
   models.transformer
-  models.families models.hf_config models.gguf_config
+  models.config_checks models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights
   prompts sampling hints teacher steering loss loss_masks
   optimizer metrics checkpoint workdir step

@@ -264,7 +264,7 @@ def test_kd_from_a_lora_run_is_taught_by_its_warmed_up_base(
 def test_a_broken_config_in_the_workdir_is_one_line(tmp_path, content):
   path = tmp_path / 'config.json'
   path.write_text(content, errors='surrogateescape')
-  with pytest.raises(UserError, match='config.json.*use another workdir'):
+  with pytest.raises(UserError, match='config.json .*; mend or replace it'):
     train.train(small_config(), tmp_path)
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 from ogls_jax.gguf_file import GgufHeader
-from ogls_jax.models.families import FAMILIES, traits_of
-from ogls_jax.models.hf_config import (
+from ogls_jax.models.config_checks import (
   check_family,
   checked,
   number_getter,
   unsupported,
 )
+from ogls_jax.models.families import FAMILIES, traits_of
 from ogls_jax.models.settings import DecoderSettings, Rope
 
 _BY_GGUF_NAME = {family.gguf_name: name for name, family in FAMILIES.items()}

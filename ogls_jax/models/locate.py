@@ -1,5 +1,6 @@
 """Where the model lies that a config names."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -60,24 +61,42 @@ def _find_in_package(text, key):
   return files[0]
 
 
-def _fetch(text, key):
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise UserError(
-      f'{key} = {text} needs pip install huggingface_hub; or give a folder'
-    ) from error
+def split_hub_name(text: str, *, key: str) -> tuple[str, str | None]:
+  """(OWNER/NAME, REVISION or None) of hub:OWNER/NAME[@REVISION].
+
+  Raises:
+    UserError: it is not of that form; `key` holds it.
+  """
   name, _, revision = text.removeprefix('hub:').partition('@')
   if name.count('/') != 1:
     raise UserError(f'{key} = {text}: expected hub:OWNER/NAME or a folder')
+  return name, revision or None
+
+
+def _fetch(text, key):
+  name, revision = split_hub_name(text, key=key)
   try:
-    folder = huggingface_hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=_HUB_FILES
-    )
+    return _download(name, revision)
+  except ImportError as error:
+    raise UserError(
+      f'{key} = {text} needs pip install huggingface_hub ({error}); or give a'
+      ' folder'
+    ) from error
   # No network, no such repository, no access: each has exceptions of its own.
   except Exception as error:
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
     raise UserError(
       f'{key} = {text}: it cannot be fetched ({reason}); give a folder instead'
     ) from error
+
+
+# Once a process: all parts of a model are then of one state of the repository,
+# and the hub is asked once.
+@functools.cache
+def _download(name, revision):
+  import huggingface_hub
+
+  folder = huggingface_hub.snapshot_download(
+    name, revision=revision, allow_patterns=_HUB_FILES
+  )
   return pathlib.Path(folder)

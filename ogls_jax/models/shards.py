@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import read_json, save_json
 
 INDEX = 'model.safetensors.index.json'
 # One shard is held in memory while it is written.
@@ -42,24 +43,6 @@ class Shards:
     is free again when the view is gone.
     """
     return np.asarray(np.memmap(**self.places[name], mode='r')[index])
-
-
-def read_json(file: pathlib.Path) -> dict:
-  """The JSON object in a file of a model's folder."""
-  if not file.is_file():
-    raise UserError(
-      f'model.path = {file.parent}: it holds no {file.name}; give the folder of'
-      ' a Hugging Face model, or a .gguf file'
-    )
-  try:
-    content = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f'model.path = {file}: not a readable JSON file ({error}); fetch it again'
-    ) from error
-  if not isinstance(content, dict):
-    raise UserError(f'model.path = {file}: not a JSON object')
-  return content
 
 
 def open_shards(
@@ -122,8 +105,9 @@ def _places(file, left_out):
 
 def _files(folder):
   index = folder / INDEX
-  if index.is_file():
-    homes = read_json(index).get('weight_map')
+  content = read_json(index, flag=f'model.path = {folder}')
+  if content is not None:
+    homes = content.get('weight_map')
     names = list(homes.values()) if isinstance(homes, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
       raise UserError(f'model.path = {index}: it has no weight_map of files')
@@ -194,6 +178,7 @@ def write_shards(
     save_tensors(tensors, folder / file)
     homes |= dict.fromkeys(names, file)
   if len(groups) > 1:
-    total = {'total_size': sum(num_bytes.values())}
-    text = json.dumps({'metadata': total, 'weight_map': homes}, indent=2)
-    (folder / INDEX).write_text(text + '\n', encoding='utf-8')
+    content = {
+      'metadata': {'total_size': sum(num_bytes.values())}, 'weight_map': homes
+    }  # fmt: skip
+    save_json(folder / INDEX, content)

@@ -23,11 +23,11 @@ import numpy as np
 
 from ogls_jax.errors import UserError
 from ogls_jax.gguf_file import open_gguf_tensors, read_gguf_header
+from ogls_jax.models.hf_config import read_config
 from ogls_jax.models.shards import (
   INDEX,
   Shards,
   open_shards,
-  read_json,
   write_shards,
 )
 
@@ -82,7 +82,7 @@ def _open_folder(folder):
       f'model.path = {folder}: it holds an adapter; give a folder of merged'
       ' weights, without adapter_config.json'
     )
-  if read_json(folder / 'config.json').get('model_type') != 'gemma3':
+  if read_config(folder).get('model_type') != 'gemma3':
     shards = open_shards(folder)
     return Tensors(folder, False, shards.shapes, shards.read)
   logging.getLogger(__name__).warning(

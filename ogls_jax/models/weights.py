@@ -21,10 +21,9 @@ from ogls_jax.gguf_file import read_gguf_header
 from ogls_jax.mesh import shardings_of
 from ogls_jax.models.families import FAMILIES, unpermute_heads
 from ogls_jax.models.gguf_config import settings_from_gguf
-from ogls_jax.models.hf_config import settings_from_config
+from ogls_jax.models.hf_config import read_config, settings_from_config
 from ogls_jax.models.locate import resolve_model_path
 from ogls_jax.models.settings import DecoderSettings
-from ogls_jax.models.shards import read_json
 from ogls_jax.models.tensor_files import (
   Tensors,
   is_gguf,
@@ -41,7 +40,7 @@ def read_settings(path: str | os.PathLike) -> DecoderSettings:
     return settings_from_gguf(
       read_gguf_header(path), functools.partial(read_gguf_tensor, path), path
     )
-  return settings_from_config(read_json(path / 'config.json'), path)
+  return settings_from_config(read_config(path), path)
 
 
 def load_decoder(
