@@ -63,9 +63,15 @@ def collect(samples, batch, questions, tokenizer):
   }
   response_RT = np.asarray(batch.response_RT)
   places = {'first slip': [], 'before it': [], 'after it': []}
-  for row, sample in enumerate(samples):
-    if not sample['is_scored']:
-      continue
+  kept = len(response_RT) // _NUM_QUESTIONS
+  groups = np.reshape(np.array(samples, object), (_NUM_QUESTIONS, -1))
+  # Rows with loss come first in each group of the batch.
+  scored = [
+    (kept * b + i, sample)
+    for b, group in enumerate(groups)
+    for i, sample in enumerate(s for s in group if s['is_scored'])
+  ]
+  for row, sample in scored:
     num_tokens = int(np.asarray(batch.token_mask_RT[row]).sum())
     ids = response_RT[row, :num_tokens].tolist()
     solution = solutions[sample['id']]

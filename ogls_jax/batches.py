@@ -40,9 +40,9 @@ class Rollouts:
 class Hints:
   """What the teacher reads, and how each rollout weighs it.
 
-  Context m of question b is a whole teacher prompt; slots past the last one
-  have length 0 and weight 0. Pool weights of a rollout sum to 1, or are all 0
-  where the pool is empty.
+  Context m of question b is a whole teacher prompt, the longest first; slots
+  past the last one have length 0 and weight 0. Pool weights of a rollout sum to
+  1, or are all 0 where the pool is empty.
   """
 
   context_BMC: jax.Array  # int32
@@ -56,7 +56,8 @@ class Hints:
 class LossBatch:
   """One update's worth of rollouts, with all that the losses need.
 
-  T may be shorter than in `Rollouts`: columns that carry no loss are cut.
+  T may be shorter than in `Rollouts`, and G smaller: columns and rows that
+  carry no loss are cut.
   """
 
   prompts: PromptBatch

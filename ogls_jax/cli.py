@@ -9,6 +9,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from ogls_jax.cache_dir import keep_programs
 from ogls_jax.errors import UserError
 
 USER_ERROR_CODE = 2
@@ -72,6 +73,7 @@ def run(main: Callable[[], None]) -> None:
     logging.get_absl_handler().setFormatter(
       python_logging.Formatter('%(levelname)s %(message)s')
     )
+    keep_programs()
     try:
       main()
     except UserError as error:

@@ -2,7 +2,7 @@
 
 1. candidates of question b: [anchor, solution, rollout 1, ..., rollout G]
 2. pool weights of every rollout over the candidates
-3. candidates that some rollout weighs become teacher contexts, in that order
+3. candidates that some rollout weighs become teacher contexts, longest first
 """
 
 import dataclasses
@@ -155,13 +155,17 @@ def build_hints(
   for b, question in enumerate(questions):
     texts = [None, solutions[b]]
     texts += responses[b * group_size : (b + 1) * group_size]
-    for m, n in enumerate(np.flatnonzero(is_needed_BN[b])):
+    found = []
+    for n in np.flatnonzero(is_needed_BN[b]):
       if n == _ANCHOR:
-        contexts[b][m] = maker.anchor_ids(question)
+        found.append((n, maker.anchor_ids(question)))
       else:
         hint, is_cut = cut_hint(texts[n], maker, rules)
         num_cut += is_cut
-        contexts[b][m] = maker.teacher_ids(question, hint)
+        found.append((n, maker.teacher_ids(question, hint)))
+    found.sort(key=lambda pair: -len(pair[1]))
+    for m, (n, ids) in enumerate(found):
+      contexts[b][m] = ids
       for kind, weight in enumerate(weights):
         mixed[kind, b, :, m] = weight[b, :, n]
   rows = [row for group in contexts for row in group]

@@ -1,15 +1,12 @@
-"""Blockwise divergences, token log-probabilities and the GRPO loss.
+"""What the losses are: divergences, likelihoods and the GRPO loss.
 
-Logits exist for one block of tokens at a time: the float32 logits of a single
-1,024-token rollout at V = 151,936 are 0.58 GiB. Each block is recomputed in the
-backward pass. All losses return sums; the caller divides once.
+All return sums; the caller divides once.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ogls_jax.models.transformer import project
 from ogls_jax.numerics import Metric, log_probs, masked_metric
 
 KLS = ('forward', 'reverse', 'jsd')
@@ -140,107 +137,6 @@ def divergence_sums(
   return {
     name: masked_metric(value, token_mask_RT) for name, value in values.items()
   }
-
-
-def _in_blocks(arrays_RT: tuple, block_tokens: int):
-  """Splits axis 1 into leading blocks, padded with 0 (False in a mask)."""
-  num_tokens = arrays_RT[0].shape[1]
-  num_blocks = -(-num_tokens // block_tokens)
-  padding = num_blocks * block_tokens - num_tokens
-
-  def split(array):
-    widths = [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2)
-    padded = jnp.pad(array, widths)
-    blocks = padded.reshape(
-      padded.shape[0], num_blocks, block_tokens, *padded.shape[2:]
-    )
-    return blocks.swapaxes(0, 1)
-
-  return tuple(split(array) for array in arrays_RT)
-
-
-def blockwise_divergence(
-  *,
-  student_hidden_RTD: jax.Array,
-  student_unembedding_VD: jax.Array,
-  steered_hidden_RTD: jax.Array,
-  teacher_unembedding_VD: jax.Array,
-  token_mask_RT: jax.Array,
-  block_tokens: int,
-  **divergence,
-) -> dict[str, Metric]:
-  """`divergence_sums` of projected states, `block_tokens` columns at a time.
-
-  Args:
-    student_hidden_RTD: carries the gradient, as does its unembedding.
-    student_unembedding_VD: the student's output matrix.
-    steered_hidden_RTD: h0 + strength * (pool means), float32, constant;
-      `project` rounds it to its matrix's dtype, as it does the student's.
-    teacher_unembedding_VD: the teacher's output matrix, constant.
-    token_mask_RT: bool.
-    block_tokens: columns of T per block; R * block_tokens * V logits are held.
-    **divergence: keyword arguments of `divergence_sums`.
-  """
-  teacher_unembedding_VD = jax.lax.stop_gradient(teacher_unembedding_VD)
-
-  def block_sums(student_RTD, steered_RTD, mask_RT):
-    return divergence_sums(
-      student_logits_RTV=project(student_RTD, student_unembedding_VD),
-      steered_logits_RTV=project(steered_RTD, teacher_unembedding_VD),
-      token_mask_RT=mask_RT,
-      **divergence,
-    )
-
-  def add(total, block):
-    sums = jax.checkpoint(block_sums)(*block)
-    return jax.tree.map(jnp.add, total, sums), None
-
-  blocks = _in_blocks(
-    (
-      student_hidden_RTD,
-      jax.lax.stop_gradient(steered_hidden_RTD),
-      token_mask_RT,
-    ),
-    block_tokens,
-  )
-  shapes = jax.eval_shape(block_sums, *(block[0] for block in blocks))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, _ = jax.lax.scan(add, zeros, blocks)
-  return sums
-
-
-def token_log_probs(
-  *,
-  hidden_RTD: jax.Array,
-  unembedding_VD: jax.Array,
-  token_RT: jax.Array,
-  block_tokens: int,
-  temperature: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of each given token, and entropy of its distribution.
-
-  Returns:
-    (log_prob_RT, entropy_RT), float32, nats, of softmax(logits / temperature).
-  """
-
-  def of_block(hidden, token):
-    log_prob_RTV = log_probs(project(hidden, unembedding_VD) / temperature)
-    chosen_RT1 = jnp.take_along_axis(log_prob_RTV, token[..., None], axis=-1)
-    entropy_RT = -(jnp.exp(log_prob_RTV) * log_prob_RTV).sum(-1)
-    return chosen_RT1[..., 0], entropy_RT
-
-  def step(carry, block):
-    return carry, jax.checkpoint(of_block)(*block)
-
-  blocks = _in_blocks((hidden_RTD, token_RT), block_tokens)
-  _, outputs = jax.lax.scan(step, None, blocks)
-  num_rows, num_tokens = token_RT.shape
-
-  def join(blocks_NRT):
-    return blocks_NRT.swapaxes(0, 1).reshape(num_rows, -1)[:, :num_tokens]
-
-  log_prob_RT, entropy_RT = map(join, outputs)
-  return log_prob_RT, jax.lax.stop_gradient(entropy_RT)
 
 
 def nll_sums(

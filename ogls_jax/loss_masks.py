@@ -1,5 +1,7 @@
 """Which tokens carry which loss, and GRPO's advantages; on the host."""
 
+import dataclasses
+
 import numpy as np
 
 from ogls_jax.batches import Hints, LossBatch, PromptBatch, Rollouts, pad_rows
@@ -28,7 +30,7 @@ def make_loss_batch(
   tail_tokens: int,
   bucket_tokens: int,
 ) -> LossBatch:
-  """Masks of one batch, cut to the columns that carry loss.
+  """Masks of one batch, cut to the columns and rows that carry loss.
 
   Args:
     prompts: as sampled from.
@@ -53,22 +55,48 @@ def make_loss_batch(
   has_tail_R = is_correct_R & ~rollouts.is_truncated_R
   tail_mask_RT = has_tail_R[:, None] & is_response_RT
   tail_mask_RT &= position_1T >= length_R1 - tail_tokens
-  has_loss_T = (token_mask_RT | tail_mask_RT).any(0)
-  num_used = int(np.flatnonzero(has_loss_T).max(initial=-1)) + 1
+  has_loss_RT = token_mask_RT | tail_mask_RT
+  num_used = int(np.flatnonzero(has_loss_RT.any(0)).max(initial=-1)) + 1
   width = min(round_up(num_used, bucket_tokens), num_columns)
+  num_prompts = prompts.length_B.shape[0]
+  order_BG = _rows_with_loss(has_loss_RT.any(1).reshape(num_prompts, -1))
+  group_size = length_R1.size // num_prompts
+  row_R = (group_size * np.arange(num_prompts)[:, None] + order_BG).reshape(-1)
 
   def cut(array_RT):
-    return np.ascontiguousarray(array_RT[:, :width])
+    return np.ascontiguousarray(array_RT[row_R, :width])
 
+  def cut_weights(array_BGM):
+    return np.take_along_axis(array_BGM, order_BG[..., None], axis=1)
+
+  if hints is not None:
+    hints = dataclasses.replace(
+      hints,
+      anchor_BGM=cut_weights(hints.anchor_BGM),
+      positive_BGM=cut_weights(hints.positive_BGM),
+      negative_BGM=cut_weights(hints.negative_BGM),
+    )
   return LossBatch(
     prompts=prompts,
     response_RT=cut(rollouts.response_RT),
     token_mask_RT=cut(token_mask_RT),
     tail_mask_RT=cut(tail_mask_RT),
     log_prob_RT=cut(rollouts.log_prob_RT),
-    advantage_R=advantage_R,
+    advantage_R=advantage_R[row_R],
     hints=hints,
   )
+
+
+def _rows_with_loss(has_loss_BG: np.ndarray) -> np.ndarray:
+  """Indices into each group, those with loss first, the rest cut by halves.
+
+  All groups keep the same number, G, G / 2, G / 4, ... rounded up: few sizes,
+  as each is a program.
+  """
+  num_kept = has_loss_BG.shape[1]
+  while num_kept > 1 and has_loss_BG.sum(1).max() <= (num_kept + 1) // 2:
+    num_kept = (num_kept + 1) // 2
+  return np.argsort(~has_loss_BG, axis=1, kind='stable')[:, :num_kept]
 
 
 def given_rollouts(

@@ -108,6 +108,12 @@ def shard(array: jax.Array, dims: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(array, spec)
 
 
+def num_row_shards() -> int:
+  """Over how many shards of the current mesh rows (B or R) are spread."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return math.prod(sizes.get(axis, 1) for axis in _ROWS)
+
+
 def put_batch(tree, mesh: Mesh):
   """Places host arrays whose first dim is rows (B or R) on the mesh.
 

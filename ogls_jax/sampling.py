@@ -1,9 +1,18 @@
-"""G rollouts per prompt: prefill each prompt once, then decode all rows.
+"""The pure parts of sampling: begin, decode, compact, grow.
 
-1. read the prompts, once each; rollouts share their keys and values
-2. decode token by token until every row has ended or is full
-3. keep each token's log-probability at the sampling temperature
+A decode step costs what it reads, so it should read what is needed and no more:
+
+  begin    reads each prompt once; all its rollouts share its keys and values
+  decode   samples token by token, until the cache is full, every row has ended,
+           or so many have that the rest fits into half of the rows
+  compact  moves the rows that go on to the front, and drops the others
+  grow     gives every row's cache more room
+
+`rollout.py` runs them; each compiles once per number of rows and of slots.
 """
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +22,29 @@ from ogls_jax.mesh import shard
 from ogls_jax.models.transformer import (
   Decoder,
   OwnCache,
+  Prefix,
   last_tokens,
   project,
 )
-from ogls_jax.numerics import log_probs
+from ogls_jax.token_choice import choose_tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """B x G rollouts under way. `row_BG` is a rollout's place in `Rollouts`."""
+
+  row_BG: jax.Array  # int32
+  key_BG: (
+    jax.Array
+  )  # uint32 [B, G, 2], key data: depends on question and rollout
+  limit_BG: jax.Array  # int32, most tokens
+  token_BG: jax.Array  # int32, the last one
+  length_BG: jax.Array  # int32, tokens so far
+  is_done_BG: jax.Array  # bool
+  is_truncated_BG: jax.Array  # bool, no end-of-sequence token so far
+  response_BGT: jax.Array  # int32, 0 past the length
+  log_prob_BGT: jax.Array  # float32, 0 past the length
 
 
 def row_keys(key: jax.Array, uid_B: jax.Array, group_size: int) -> jax.Array:
@@ -29,166 +57,247 @@ def row_keys(key: jax.Array, uid_B: jax.Array, group_size: int) -> jax.Array:
   return jax.vmap(of_question)(uid_B)
 
 
-def _top_p_threshold(prob_V: jax.Array, top_p: float) -> jax.Array:
-  """Largest t such that the entries >= t hold at least `top_p` of the mass.
-
-  Non-negative floats order like their bits, so bisecting the bits finds t
-  exactly in 31 passes over the vocabulary, where a sort would need more.
-  """
-
-  def halve(_, bounds):
-    low, high = bounds  # mass(>= low) >= top_p > mass(>= high)
-    middle = low + (high - low) // 2
-    kept_V = prob_V >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-    is_enough = jnp.where(kept_V, prob_V, 0).sum() >= top_p * prob_V.sum()
-    return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
-
-  one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
-  low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), one + 1))
-  return jax.lax.bitcast_convert_type(low, jnp.float32)
-
-
-def filter_logits(
-  logits_V: jax.Array, *, top_k: int, top_p: float, min_p: float
-) -> jax.Array:
-  """Sets what sampling may not choose to -inf. Ties at a bound are kept.
-
-  Args:
-    logits_V: float32, already divided by the temperature.
-    top_k: keep the k largest, 0 for all.
-    top_p: then keep the smallest set with this much of the mass, 1 for all.
-    min_p: then keep entries of at least this share of the largest, 0 for all.
-  """
-  kept_V = logits_V
-  if top_k:
-    smallest = jax.lax.top_k(kept_V, top_k)[0][-1]
-    kept_V = jnp.where(kept_V >= smallest, kept_V, -jnp.inf)
-  if top_p < 1:
-    prob_V = jax.nn.softmax(kept_V)
-    kept_V = jnp.where(
-      prob_V >= _top_p_threshold(prob_V, top_p), kept_V, -jnp.inf
-    )
-  if min_p:
-    floor = kept_V.max() + jnp.log(min_p)
-    kept_V = jnp.where(kept_V >= floor, kept_V, -jnp.inf)
-  return kept_V
-
-
-def choose_token(
-  logits_V: jax.Array,
-  key: jax.Array,
-  *,
-  temperature: float,
-  top_k: int,
-  top_p: float,
-  min_p: float,
-) -> tuple[jax.Array, jax.Array]:
-  """One token and its log-probability under softmax(logits / temperature).
-
-  The log-probability is that of the unfiltered distribution, the one that
-  scoring computes. Temperature 0 is greedy, scored at temperature 1.
-  """
-  scaled_V = logits_V / (temperature or 1.0)
-  log_prob_V = log_probs(scaled_V)
-  if temperature == 0:
-    token = logits_V.argmax()
-  else:
-    kept_V = filter_logits(scaled_V, top_k=top_k, top_p=top_p, min_p=min_p)
-    token = jax.random.categorical(key, kept_V)
-  return token.astype(jnp.int32), log_prob_V[token]
-
-
-def sample(
+def begin(
   decoder: Decoder,
   prompts: PromptBatch,
   key: jax.Array,
+  limit_BG: jax.Array | None,
   *,
   group_size: int,
   max_tokens: int,
-  eos_ids: tuple[int, ...],
-  temperature: float,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  min_p: float = 0.0,
-) -> Rollouts:
-  """Samples G = `group_size` rollouts of each prompt.
+  num_slots: int,
+) -> tuple[Prefix, OwnCache, Rows, Rollouts]:
+  """Reads the prompts; everything that `decode` starts from.
 
-  A row ends with its first token in `eos_ids`, which counts towards its
-  length, or at `max_tokens`, and is then marked as truncated. The same key,
-  question and rollout index give the same tokens in any batch.
+  Args:
+    decoder: its cache dtype is that of its activations.
+    prompts: B prompts.
+    key: of this call.
+    limit_BG: most tokens of each rollout, 1 to `max_tokens`; None for the
+      latter.
+    group_size: G.
+    max_tokens: T of the result.
+    num_slots: room in the cache for so many tokens.
   """
-  prefix = decoder.read(prompts.tokens_BP, prompts.length_B - 1)
-  settings = decoder.settings
+  s = decoder.settings
   num_prompts = prompts.tokens_BP.shape[0]
-  keys_BG = row_keys(key, prompts.uid_B, group_size)
-  eos_E = jnp.array(eos_ids, jnp.int32)
-  rows = (num_prompts, group_size)
+  shape_BG = (num_prompts, group_size)
+  prefix = decoder.read(prompts.tokens_BP, prompts.length_B - 1)
   cache_shape = (
-    settings.num_layers,
-    *rows,
-    settings.num_kv_heads,
-    max_tokens,
-    settings.head_size,
-  )
-  choose = jax.vmap(
-    jax.vmap(
-      lambda logits_V, row_key, t: choose_token(
-        logits_V,
-        jax.random.fold_in(row_key, t),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-      ),
-      (0, 0, None),
+    s.num_layers, *shape_BG, s.num_kv_heads, num_slots, s.head_size
+  )  # fmt: skip
+
+  def empty():
+    return shard(jnp.zeros(cache_shape, decoder.dtype), 'LBGHTK')
+
+  if limit_BG is None:
+    limit_BG = jnp.full(shape_BG, max_tokens, jnp.int32)
+  keys_BG = row_keys(key, prompts.uid_B, group_size)
+  rows = Rows(
+    row_BG=jnp.arange(num_prompts * group_size).reshape(shape_BG),
+    key_BG=jax.random.key_data(keys_BG),
+    limit_BG=limit_BG,
+    token_BG=jnp.broadcast_to(
+      last_tokens(prompts.tokens_BP, prompts.length_B)[:, None], shape_BG
     ),
-    (0, 0, None),
+    length_BG=jnp.zeros(shape_BG, jnp.int32),
+    is_done_BG=jnp.zeros(shape_BG, bool),
+    is_truncated_BG=jnp.ones(shape_BG, bool),
+    response_BGT=jnp.zeros((*shape_BG, num_slots), jnp.int32),
+    log_prob_BGT=jnp.zeros((*shape_BG, num_slots), jnp.float32),
   )
-
-  def decode(carry):
-    t, token_BG, is_done_BG, cache, response_BGT, log_prob_BGT = carry
-    hidden_BG1D, new = decoder.continue_from(token_BG[..., None], prefix, cache)
-    logits_RTV = project(flatten_rows(hidden_BG1D), decoder.unembedding_VD)
-    logits_BGV = logits_RTV.reshape(*rows, -1)
-    token_BG, log_prob_BG = choose(logits_BGV, keys_BG, t)
-    token_BG = jnp.where(is_done_BG, 0, token_BG)
-    log_prob_BG = jnp.where(is_done_BG, 0.0, log_prob_BG)
-    response_BGT = response_BGT.at[:, :, t].set(token_BG)
-    log_prob_BGT = log_prob_BGT.at[:, :, t].set(log_prob_BG)
-    is_eos_BG = (token_BG[..., None] == eos_E[None, None]).any(-1)
-    write = jax.lax.dynamic_update_slice_in_dim
-    cache = OwnCache(
-      write(cache.key_LBGHTK, new.key_LBGHTK, t, axis=4),
-      write(cache.value_LBGHTK, new.value_LBGHTK, t, axis=4),
-      t + 1,
-    )
-    is_done_BG |= is_eos_BG
-    return t + 1, token_BG, is_done_BG, cache, response_BGT, log_prob_BGT
-
-  def is_running(carry):
-    return (carry[0] < max_tokens) & ~carry[2].all()
-
-  first_BG = jnp.broadcast_to(
-    last_tokens(prompts.tokens_BP, prompts.length_B)[:, None], rows
+  num_rows = num_prompts * group_size
+  rollouts = Rollouts(
+    response_RT=jnp.zeros((num_rows, max_tokens), jnp.int32),
+    length_R=jnp.zeros(num_rows, jnp.int32),
+    log_prob_RT=jnp.zeros((num_rows, max_tokens), jnp.float32),
+    is_truncated_R=jnp.ones(num_rows, bool),
   )
-  empty = jnp.zeros(cache_shape, decoder.dtype)
-  carry = (
-    jnp.int32(0),
-    first_BG,
-    jnp.zeros(rows, bool),
-    OwnCache(
-      shard(empty, 'LBGHTK'), shard(jnp.copy(empty), 'LBGHTK'), jnp.int32(0)
+  return prefix, OwnCache(empty(), empty(), jnp.int32(0)), rows, rollouts
+
+
+def halves(
+  num_prompts: int, group_size: int, *, min_rows: int, num_shards: int
+) -> list[tuple[int, int]]:
+  """(prompts, rollouts of each) of half of these rows, or a little more.
+
+  Args:
+    num_prompts: B.
+    group_size: G.
+    min_rows: fewer rows are not worth a program of their own.
+    num_shards: B stays a multiple of it.
+  """
+  shapes = []
+  if group_size > 1:
+    shapes.append((num_prompts, (group_size + 1) // 2))
+  if num_prompts % (2 * num_shards) == 0:
+    shapes.append((num_prompts // 2, group_size))
+  return [(b, g) for b, g in shapes if b * g >= min_rows]
+
+
+def decode(
+  decoder: Decoder,
+  prefix: Prefix,
+  own: OwnCache,
+  rows: Rows,
+  rollouts: Rollouts,
+  *,
+  eos_ids: tuple[int, ...],
+  smaller: list[tuple[int, int]],
+  **choice,
+) -> tuple[OwnCache, Rows, Rollouts, jax.Array]:
+  """Samples until the cache is full, all rows ended, or one of `smaller` fits.
+
+  A row ends with its first token in `eos_ids`, which counts towards its length,
+  or at its limit, and is then truncated.
+
+  Args:
+    decoder: the model.
+    prefix: of B prompts.
+    own: the rows' cache.
+    rows: B x G.
+    rollouts: gets what the rows have at the end, at their places.
+    eos_ids: tokens that end a row.
+    smaller: shapes from `halves`.
+    **choice: as for `choose_tokens`.
+
+  Returns:
+    own, rows, rollouts, and int32 [3]: tokens decoded, the most running rows of
+    a prompt, prompts with a running row.
+  """
+  num_slots = own.num_slots
+
+  def counts(is_done_BG):
+    is_running_BG = ~is_done_BG
+    most = is_running_BG.sum(1).max()
+    return most, is_running_BG.any(1).sum()
+
+  def goes_on(carry):
+    own, rows = carry
+    most, num_prompts = counts(rows.is_done_BG)
+    is_smaller = jnp.bool(False)
+    for b, g in smaller:
+      is_smaller |= (num_prompts <= b) & (most <= g)
+    return (own.length < num_slots) & (most > 0) & ~is_smaller
+
+  def step(carry):
+    return _decode_token(decoder, prefix, *carry, eos_ids=eos_ids, **choice)
+
+  own, rows = jax.lax.while_loop(goes_on, step, (own, rows))
+  progress = jnp.stack([own.length, *counts(rows.is_done_BG)])
+  return own, rows, _put(rows, rollouts), progress
+
+
+def _decode_token(decoder, prefix, own, rows, *, eos_ids, **choice):
+  """(own, rows) with one more token; 0 where a row is done."""
+  t = own.length
+  shape_BG = rows.is_done_BG.shape
+  hidden_BG1D, new = decoder.continue_from(
+    rows.token_BG[..., None], prefix, own
+  )
+  logits_R1V = project(flatten_rows(hidden_BG1D), decoder.unembedding_VD)
+  key_R = jax.random.wrap_key_data(flatten_rows(rows.key_BG))
+  token_R, log_prob_R = choose_tokens(
+    logits_R1V[:, 0],
+    jax.vmap(lambda key: jax.random.fold_in(key, t))(key_R),
+    **choice,
+  )
+  token_BG = jnp.where(rows.is_done_BG, 0, token_R.reshape(shape_BG))
+  log_prob_BG = jnp.where(rows.is_done_BG, 0, log_prob_R.reshape(shape_BG))
+  eos_E = jnp.array(eos_ids, jnp.int32)
+  is_eos_BG = (token_BG[..., None] == eos_E[None, None]).any(-1)
+  is_eos_BG &= ~rows.is_done_BG
+  length_BG = rows.length_BG + ~rows.is_done_BG
+  rows = dataclasses.replace(
+    rows,
+    token_BG=token_BG,
+    length_BG=length_BG,
+    is_done_BG=rows.is_done_BG | is_eos_BG | (length_BG >= rows.limit_BG),
+    is_truncated_BG=rows.is_truncated_BG & ~is_eos_BG,
+    response_BGT=rows.response_BGT.at[:, :, t].set(token_BG),
+    log_prob_BGT=rows.log_prob_BGT.at[:, :, t].set(log_prob_BG),
+  )
+  put = functools.partial(
+    jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=4
+  )
+  own = OwnCache(
+    put(own.key_LBGHTK, new.key_LBGHTK),
+    put(own.value_LBGHTK, new.value_LBGHTK),
+    t + 1,
+  )
+  return own, rows
+
+
+def _put(rows, rollouts):
+  """`rollouts` with what the rows have so far, at their places."""
+  row_R, length_R, is_truncated_R, response_RT, log_prob_RT = map(
+    flatten_rows,
+    (
+      rows.row_BG,
+      rows.length_BG,
+      rows.is_truncated_BG,
+      rows.response_BGT,
+      rows.log_prob_BGT,
     ),
-    jnp.zeros((*rows, max_tokens), jnp.int32),
-    jnp.zeros((*rows, max_tokens), jnp.float32),
   )
-  carry = jax.lax.while_loop(is_running, decode, carry)
-  _, _, is_done_BG, _, response_BGT, log_prob_BGT = carry
-  is_eos_BGT = (response_BGT[..., None] == eos_E[None, None, None]).any(-1)
-  length_BG = jnp.where(is_done_BG, is_eos_BGT.argmax(-1) + 1, max_tokens)
+  num_slots = response_RT.shape[1]
   return Rollouts(
-    response_RT=flatten_rows(response_BGT),
-    length_R=flatten_rows(length_BG.astype(jnp.int32)),
-    log_prob_RT=flatten_rows(log_prob_BGT),
-    is_truncated_R=flatten_rows(~is_done_BG),
+    response_RT=rollouts.response_RT.at[row_R, :num_slots].set(response_RT),
+    length_R=rollouts.length_R.at[row_R].set(length_R),
+    log_prob_RT=rollouts.log_prob_RT.at[row_R, :num_slots].set(log_prob_RT),
+    is_truncated_R=rollouts.is_truncated_R.at[row_R].set(is_truncated_R),
   )
+
+
+def compact(
+  prefix: Prefix,
+  own: OwnCache,
+  rows: Rows,
+  *,
+  num_prompts: int,
+  group_size: int,
+) -> tuple[Prefix, OwnCache, Rows]:
+  """Keeps the running rows, in `num_prompts` x `group_size`; they must fit."""
+  order_BG = jnp.argsort(rows.is_done_BG, axis=1)[:, :group_size]
+  is_over_B = rows.is_done_BG.all(1)
+  order_B = jnp.argsort(is_over_B)[:num_prompts]
+  is_all = num_prompts == is_over_B.shape[0]
+
+  def of_prompts(array, axis=0):
+    return array if is_all else jnp.take(array, order_B, axis=axis)
+
+  def of_rows(array, axis=0):
+    rank = array.ndim - axis - 2
+    index = order_BG.reshape((1,) * axis + order_BG.shape + (1,) * rank)
+    kept = jnp.take_along_axis(array, index, axis=axis + 1)
+    return of_prompts(kept, axis)
+
+  return (
+    Prefix(
+      of_prompts(prefix.key_LBHPK, 1),
+      of_prompts(prefix.value_LBHPK, 1),
+      of_prompts(prefix.length_B),
+    ),
+    OwnCache(
+      of_rows(own.key_LBGHTK, 1), of_rows(own.value_LBGHTK, 1), own.length
+    ),
+    jax.tree.map(of_rows, rows),
+  )
+
+
+def grow(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[OwnCache, Rows]:
+  """Room for `num_slots` tokens in the cache and in the rows."""
+  added = num_slots - own.num_slots
+
+  def pad(array, axis):
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, added)
+    return jnp.pad(array, widths)
+
+  own = OwnCache(pad(own.key_LBGHTK, 4), pad(own.value_LBGHTK, 4), own.length)
+  rows = dataclasses.replace(
+    rows,
+    response_BGT=pad(rows.response_BGT, 2),
+    log_prob_BGT=pad(rows.log_prob_BGT, 2),
+  )
+  return own, rows

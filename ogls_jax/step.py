@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ogls_jax import loss, sampling, steering, teacher
+from ogls_jax import loss, loss_blocks, rollout, steering, teacher
 from ogls_jax.batches import (
   LossBatch,
   PromptBatch,
@@ -68,19 +68,21 @@ class Objective:
 
 
 def make_rollout_step(graphdef: nnx.GraphDef, **sampler) -> Callable:
-  """Jitted (state, frozen, prompts) -> Rollouts; `sampler` as for `sample`.
+  """(state, frozen, prompts) -> Rollouts; `sampler` as for `make_sampler`.
 
   The key is fold_in(state.key, state.step), so a resumed run samples the same.
   """
 
+  sample = rollout.make_sampler(graphdef, **sampler)
+  step_key = jax.jit(jax.random.fold_in)
+
   def rollout_step(
     state: TrainState, frozen: Any, prompts: PromptBatch
   ) -> Rollouts:
-    decoder = nnx.merge(graphdef, state.params, frozen)
-    key = jax.random.fold_in(state.key, state.step)
-    return sampling.sample(decoder, prompts, key, **sampler)
+    key = step_key(state.key, state.step)
+    return sample(state.params, frozen, prompts, key)
 
-  return jax.jit(rollout_step)
+  return rollout_step
 
 
 def steered_hidden(
@@ -130,7 +132,7 @@ def loss_sums(
   sums = {}
   if not o.is_distilled or o.tail_weight:
     at_sampling = o.method == 'grpo'
-    log_prob_RT, entropy_RT = loss.token_log_probs(
+    log_prob_RT, entropy_RT = loss_blocks.token_log_probs(
       hidden_RTD=hidden_RTD,
       unembedding_VD=student.unembedding_VD,
       token_RT=batch.response_RT,
@@ -138,7 +140,7 @@ def loss_sums(
       temperature=o.rollout_temperature if at_sampling else 1.0,
     )
   if o.is_distilled:
-    sums = loss.blockwise_divergence(
+    sums = loss_blocks.blockwise_divergence(
       student_hidden_RTD=hidden_RTD,
       student_unembedding_VD=student.unembedding_VD,
       steered_hidden_RTD=steered_hidden(
@@ -159,7 +161,7 @@ def loss_sums(
   elif o.method == 'grpo':
     base_log_prob_RT = None
     if o.has_teacher:
-      base_log_prob_RT, _ = loss.token_log_probs(
+      base_log_prob_RT, _ = loss_blocks.token_log_probs(
         hidden_RTD=_score(teacher_model, batch),
         unembedding_VD=teacher_model.unembedding_VD,
         token_RT=batch.response_RT,
@@ -264,8 +266,12 @@ def make_distill_step(
     differentiate = jax.grad(objective_of, has_aux=True)
 
     def accumulate(carry, microbatch):
-      added = differentiate(state.params, microbatch)
-      return jax.tree.map(jnp.add, carry, added), None
+      def add(carry):
+        added = differentiate(state.params, microbatch)
+        return jax.tree.map(jnp.add, carry, added)
+
+      has_loss_RT = microbatch.token_mask_RT | microbatch.tail_mask_RT
+      return jax.lax.cond(has_loss_RT.any(), add, lambda c: c, carry), None
 
     if num_microbatches == 1:
       grads, sums = differentiate(state.params, batch)

@@ -1,5 +1,6 @@
 """What a command prints, and its exit code, when it cannot go on."""
 
+import os
 import subprocess
 import sys
 
@@ -57,3 +58,20 @@ def test_ctrl_c_is_one_line_and_exit_code_130():
   )
   assert done.returncode == 130
   assert done.stderr.count('\n') == 1 and 'interrupted' in done.stderr
+
+
+def test_compiled_programs_are_kept(tmp_path):
+  program = """
+import jax, jax.numpy as jnp
+from ogls_jax.cache_dir import keep_programs
+keep_programs()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.jit(lambda x: x + 1)(jnp.zeros(3)).block_until_ready()
+"""
+  folder = tmp_path / 'cache'
+  environment = os.environ | {'OGLS_CACHE_DIR': str(folder)}
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  for _ in range(2):
+    subprocess.run([sys.executable, '-c', program], env=environment, check=True)
+    files = [p for p in folder.rglob('*-cache') if 'lambda' in p.name]
+    assert len(files) == 1, list(folder.rglob('*'))

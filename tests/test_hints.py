@@ -100,13 +100,15 @@ def test_contexts_hold_what_the_pools_weigh(maker):
     maker.tokenizer.decode(hints.context_BMC[0, m, :n].tolist())
     for m, n in enumerate(hints.length_BM[0])
   ]
-  assert texts[0] == 'Question: 0 + 1\nAnswer: '
-  assert texts[1:4] == [
+  # The longest come first, so the anchor last.
+  assert texts[:3] == [
     f'Question: 0 + 1\nHint: try {i}\nAnswer: ' for i in range(3)
   ]
+  assert texts[3] == 'Question: 0 + 1\nAnswer: '
   assert hints.length_BM[0, 4] == 0
-  assert hints.positive_BGM[0, 1].tolist() == [0, 1, 0, 0, 0]
-  assert hints.negative_BGM[0, 1].tolist() == [0, 0, 0.5, 0.5, 0]
+  assert hints.anchor_BGM[0, 1].tolist() == [0, 0, 0, 1, 0]
+  assert hints.positive_BGM[0, 1].tolist() == [1, 0, 0, 0, 0]
+  assert hints.negative_BGM[0, 1].tolist() == [0, 0.5, 0.5, 0, 0]
   # Questions without a scored rollout are not read.
   assert not hints.length_BM[1:].any()
   assert hints.context_BMC.shape[-1] % 8 == 0
@@ -133,11 +135,11 @@ def test_the_anchor_thinks_as_the_teacher_does(maker):
     hints, _ = build(own)
     texts = [
       tokenizer.decode(hints.context_BMC[0, m, :n].tolist())
-      for m, n in enumerate(hints.length_BM[0, :2])
+      for m, n in enumerate(hints.length_BM[0, :4])
     ]
     end = 'Answer: ' if teacher else 'Answer: ='
-    assert texts[0] == 'Question: 0 + 1\n' + end
-    assert texts[1] == 'Question: 0 + 1\nHint: try 0\n' + end
+    assert texts[3] == 'Question: 0 + 1\n' + end
+    assert texts[0] == 'Question: 0 + 1\nHint: try 0\n' + end
     ids = own.student_ids(Question('q', '0 + 1', '1'))
     assert tokenizer.decode(ids).endswith('=') != student
 

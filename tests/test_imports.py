@@ -5,16 +5,16 @@ import pathlib
 
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
-  errors json_file numerics batches mesh
+  errors cache_dir json_file numerics batches mesh
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   data
   models.locate models.settings models.attention models.quantize models.lora
-  models.transformer
+  models.layer models.transformer
   models.config_checks models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights
-  prompts sampling hints teacher steering loss loss_masks
-  optimizer metrics checkpoint workdir step
+  prompts token_choice sampling rollout hints teacher steering
+  loss loss_blocks loss_masks optimizer metrics checkpoint workdir step
   validate questions build evaluation rounds warmup runs cli train export
 """.split()  # noqa: SIM905 - the lines group what belongs together
 

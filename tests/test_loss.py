@@ -249,58 +249,6 @@ def test_merged_ids_without_mass_give_finite_values_and_gradients(kl):
   )
 
 
-@pytest.mark.parametrize('block_tokens', [1, 2, 5, 64])
-def test_blocks_add_up_to_the_whole_and_so_do_gradients(block_tokens):
-  keys = jax.random.split(jax.random.key(1), 4)
-  hidden, steered = (jax.random.normal(k, (3, 5, 4)) for k in keys[:2])
-  student_w, teacher_w = (jax.random.normal(k, (7, 4)) for k in keys[2:])
-  _, _, mask = random_logits()
-
-  def blockwise(hidden, student_w):
-    return loss.blockwise_divergence(
-      student_hidden_RTD=hidden,
-      student_unembedding_VD=student_w,
-      steered_hidden_RTD=steered,
-      teacher_unembedding_VD=teacher_w,
-      token_mask_RT=mask,
-      block_tokens=block_tokens,
-    )['loss'][0]
-
-  def whole(hidden, student_w):
-    return loss.divergence_sums(
-      student_logits_RTV=hidden @ student_w.T,
-      steered_logits_RTV=steered @ teacher_w.T,
-      token_mask_RT=mask,
-    )['loss'][0]
-
-  got = jax.value_and_grad(blockwise, (0, 1))(hidden, student_w)
-  expected = jax.value_and_grad(whole, (0, 1))(hidden, student_w)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    got,
-    expected,
-  )
-
-
-@pytest.mark.parametrize('block_tokens', [2, 64])
-def test_token_log_probs_gather_the_given_token(block_tokens):
-  hidden = jax.random.normal(jax.random.key(0), (2, 3, 4))
-  matrix = jax.random.normal(jax.random.key(1), (7, 4))
-  tokens = jnp.array([[0, 6, 3], [2, 2, 5]])
-  got, entropy = loss.token_log_probs(
-    hidden_RTD=hidden,
-    unembedding_VD=matrix,
-    token_RT=tokens,
-    block_tokens=block_tokens,
-    temperature=2.0,
-  )
-  logits = np.asarray(hidden @ matrix.T, np.float64) / 2
-  logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  expected = np.take_along_axis(logp, np.array(tokens)[..., None], -1)[..., 0]
-  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5)
-
-
 def grpo(log_prob, advantage, **kwargs):
   sums = loss.grpo_sums(
     log_prob_RT=jnp.array([[log_prob]]),

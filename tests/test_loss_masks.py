@@ -1,7 +1,7 @@
 import numpy as np
 
 from ogls_jax import loss_masks
-from ogls_jax.batches import PromptBatch, Rollouts
+from ogls_jax.batches import Hints, PromptBatch, Rollouts
 
 PROMPTS = PromptBatch(
   tokens_BP=np.ones((2, 3), np.int32),
@@ -23,30 +23,57 @@ def make(**kwargs):
     'response_tokens': None,
     'tail_tokens': 0,
     'bucket_tokens': 1,
+    'hints': None,
+    'advantage_R': np.zeros(4, np.float32),
   }
   return loss_masks.make_loss_batch(
-    prompts=PROMPTS,
-    rollouts=ROLLOUTS,
-    hints=None,
-    advantage_R=np.zeros(4, np.float32),
-    **(settings | kwargs),
+    prompts=PROMPTS, rollouts=ROLLOUTS, **(settings | kwargs)
   )
 
 
 def test_only_scored_rollouts_and_their_own_tokens_carry_loss():
   batch = make()
-  assert batch.token_mask_RT.sum(1).tolist() == [2, 0, 10, 0]
+  assert batch.token_mask_RT.sum(1).tolist() == [2, 10]
   assert batch.token_mask_RT[0].tolist() == [True] * 2 + [False] * 8
   assert not batch.tail_mask_RT.any()
 
 
 def test_the_window_keeps_the_first_tokens_and_cuts_the_columns():
   batch = make(response_tokens=4)
-  assert batch.token_mask_RT.sum(1).tolist() == [2, 0, 4, 0]
-  assert batch.response_RT.shape == (4, 4)
-  np.testing.assert_array_equal(batch.response_RT, ROLLOUTS.response_RT[:, :4])
-  assert make(response_tokens=4, bucket_tokens=8).response_RT.shape == (4, 8)
-  assert make(response_tokens=4, bucket_tokens=16).response_RT.shape == (4, 10)
+  assert batch.token_mask_RT.sum(1).tolist() == [2, 4]
+  np.testing.assert_array_equal(
+    batch.response_RT, ROLLOUTS.response_RT[::2, :4]
+  )
+  assert make(response_tokens=4, bucket_tokens=8).response_RT.shape == (2, 8)
+  assert make(response_tokens=4, bucket_tokens=16).response_RT.shape == (2, 10)
+
+
+def test_rows_without_loss_are_cut_and_weights_follow():
+  weights = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+  hints = Hints(
+    context_BMC=np.ones((2, 2, 1), np.int32),
+    length_BM=np.ones((2, 2), np.int32),
+    anchor_BGM=weights,
+    positive_BGM=weights + 10,
+    negative_BGM=weights + 20,
+  )
+  advantage_R = np.arange(4, dtype=np.float32)
+  batch = make(
+    is_scored_R=np.array([False, True, True, False]),
+    hints=hints,
+    advantage_R=advantage_R,
+  )
+  np.testing.assert_array_equal(batch.response_RT, ROLLOUTS.response_RT[[1, 2]])
+  assert batch.advantage_R.tolist() == [1, 2]
+  kept = weights[[0, 1], [1, 0]][:, None]
+  np.testing.assert_array_equal(batch.hints.anchor_BGM, kept)
+  np.testing.assert_array_equal(batch.hints.positive_BGM, kept + 10)
+  np.testing.assert_array_equal(batch.hints.negative_BGM, kept + 20)
+  # One question needs both of its rows, so the other keeps both.
+  batch = make(is_scored_R=np.array([True, True, False, True]))
+  np.testing.assert_array_equal(
+    batch.response_RT, ROLLOUTS.response_RT[[0, 1, 3, 2], :7]
+  )
 
 
 def test_the_tail_is_the_end_of_correct_rollouts_that_ended():
@@ -60,7 +87,7 @@ def test_the_tail_is_the_end_of_correct_rollouts_that_ended():
 def test_a_batch_without_loss_keeps_one_bucket():
   nobody = np.zeros(4, bool)
   batch = make(is_scored_R=nobody, bucket_tokens=4)
-  assert batch.response_RT.shape == (4, 4)
+  assert batch.response_RT.shape == (2, 4)
   assert not batch.token_mask_RT.any()
 
 

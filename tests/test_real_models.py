@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 
-from ogls_jax import prompts, sampling
+from ogls_jax import prompts, rollout
 from ogls_jax.batches import PromptBatch, pad_rows
 from ogls_jax.mesh import single_device_mesh
 from ogls_jax.models import weights
@@ -53,14 +54,11 @@ def our_greedy(decoder, rows, eos_ids):
     uid_B=jnp.zeros(len(rows), jnp.uint32),
   )
 
-  @jax.jit
-  def run(decoder, batch):
-    return sampling.sample(
-      decoder, batch, jax.random.key(0), group_size=1, max_tokens=NUM_NEW,
-      eos_ids=eos_ids, temperature=0.0,
-    )  # fmt: skip
-
-  rollouts = jax.device_get(run(decoder, batch))
+  graphdef, params, frozen = nnx.split(decoder, nnx.Param, ...)
+  sample = rollout.make_sampler(
+    graphdef, group_size=1, max_tokens=NUM_NEW, eos_ids=eos_ids, temperature=0.0
+  )
+  rollouts = jax.device_get(sample(params, frozen, batch, jax.random.key(0)))
   return [
     row[:length].tolist()
     for row, length in zip(rollouts.response_RT, rollouts.length_R, strict=True)

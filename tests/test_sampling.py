@@ -1,9 +1,9 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from ogls_jax import loss, sampling
+from ogls_jax import loss_blocks, rollout, sampling
 from ogls_jax.batches import PromptBatch, unflatten_rows
 from tests.small import VOCAB, make_decoder
 
@@ -14,19 +14,18 @@ PROMPTS = PromptBatch(
 )
 
 
-def sample(prompts=PROMPTS, seed=0, decoder=None, **kwargs):
+def sample(prompts=PROMPTS, seed=0, decoder=None, limit_BG=None, **kwargs):
   settings = {
     'group_size': 3,
     'max_tokens': 8,
     'eos_ids': (0, 9),
     'temperature': 1.3,
   } | kwargs
-  decoder = decoder or make_decoder()
-  return jax.jit(
-    lambda prompts: sampling.sample(
-      decoder, prompts, jax.random.key(seed), **settings
-    )
-  )(prompts)
+  graphdef, params, frozen = nnx.split(
+    decoder or make_decoder(), nnx.Param, ...
+  )
+  sampler = rollout.make_sampler(graphdef, **settings)
+  return sampler(params, frozen, prompts, jax.random.key(seed), limit_BG)
 
 
 def test_sampled_log_probs_equal_scoring_log_probs():
@@ -35,7 +34,7 @@ def test_sampled_log_probs_equal_scoring_log_probs():
   hidden = decoder.score(
     PROMPTS.tokens_BP, PROMPTS.length_B, unflatten_rows(rollouts.response_RT, 2)
   )
-  scored, _ = loss.token_log_probs(
+  scored, _ = loss_blocks.token_log_probs(
     hidden_RTD=hidden.reshape(6, 8, -1),
     unembedding_VD=decoder.unembedding_VD,
     token_RT=rollouts.response_RT,
@@ -99,43 +98,52 @@ def test_rollouts_of_a_group_and_keys_differ():
   assert (rows != other).any(axis=1).all()
 
 
-def draws(logits, num=20_000, **kwargs):
-  settings = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
-  keys = jax.random.split(jax.random.key(0), num)
-  tokens, _ = jax.vmap(
-    lambda key: sampling.choose_token(logits, key, **(settings | kwargs))
-  )(keys)
-  return np.bincount(np.array(tokens), minlength=len(logits)) / num
+@pytest.mark.parametrize('choice', [{}, {'top_k': 5, 'top_p': 0.9}])
+def test_tokens_do_not_depend_on_the_sizes_of_programs(choice, monkeypatch):
+  # Limits like a long tail, so that rows of both prompts are dropped early.
+  limit_BG = np.array([[2, 30, 3, 5], [1, 4, 2, 2]], np.int32)
+  kwargs = {
+    'group_size': 4, 'max_tokens': 30, 'eos_ids': (VOCAB,), 'limit_BG': limit_BG
+  } | choice  # fmt: skip
+  plain = jax.device_get(sample(cache_tokens=30, min_rows=8, **kwargs))
+  shapes = []
+  compact = sampling.compact
+
+  def watched(*args, **sizes):
+    shapes.append((sizes['num_prompts'], sizes['group_size']))
+    return compact(*args, **sizes)
+
+  monkeypatch.setattr(sampling, 'compact', watched)
+  fitted = jax.device_get(sample(cache_tokens=2, min_rows=1, **kwargs))
+  assert shapes == [(2, 2), (1, 2), (1, 1)]
+  np.testing.assert_array_equal(plain.length_R, limit_BG.reshape(-1))
+  np.testing.assert_array_equal(fitted.length_R, plain.length_R)
+  np.testing.assert_array_equal(fitted.response_RT, plain.response_RT)
+  np.testing.assert_array_equal(fitted.is_truncated_R, plain.is_truncated_R)
+  np.testing.assert_allclose(
+    fitted.log_prob_RT, plain.log_prob_RT, rtol=1e-5, atol=1e-6
+  )
+  past = np.arange(30)[None] >= limit_BG.reshape(-1, 1)
+  assert (fitted.response_RT[past] == 0).all()
+  assert (fitted.response_RT[~past] > 0).mean() > 0.8
+
+
+def test_every_row_may_end_at_once():
+  limit_BG = np.ones((2, 3), np.int32)
+  rollouts = sample(limit_BG=limit_BG, min_rows=1, cache_tokens=1)
+  np.testing.assert_array_equal(rollouts.length_R, 1)
 
 
 @pytest.mark.parametrize(
-  ('kwargs', 'expected'),
+  ('shape', 'min_rows', 'num_shards', 'expected'),
   [
-    ({}, [0.5, 0.3, 0.15, 0.05]),
-    ({'top_k': 2}, [0.625, 0.375, 0, 0]),
-    ({'top_p': 0.7}, [0.625, 0.375, 0, 0]),
-    ({'top_p': 0.81}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
-    ({'min_p': 0.5}, [0.625, 0.375, 0, 0]),
-    ({'min_p': 0.2, 'top_k': 3}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
-    ({'temperature': 0.5}, np.square([0.5, 0.3, 0.15, 0.05]) / 0.365),
+    ((4, 8), 8, 1, [(4, 4), (2, 8)]),
+    ((4, 3), 1, 1, [(4, 2), (2, 3)]),
+    ((4, 8), 8, 4, [(4, 4)]),
+    ((3, 1), 1, 1, []),
+    ((1, 8), 8, 1, []),
   ],
 )
-def test_sampling_frequencies(kwargs, expected):
-  logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])) + 3.0
-  expected = np.asarray(expected, np.float64)
-  got = draws(logits, **kwargs)
-  # Four standard deviations of a binomial share, 0 where nothing may be drawn.
-  bound = 4 * np.sqrt(expected * (1 - expected) / 20_000)
-  assert (np.abs(got - expected) <= bound + 1e-9).all(), (got, expected)
-
-
-@pytest.mark.parametrize('top_p', [0.1, 0.5, 0.9, 0.999])
-def test_top_p_threshold_equals_sorting(top_p):
-  logits = 4 * jax.random.normal(jax.random.key(3), (1000,))
-  kept = sampling.filter_logits(logits, top_k=0, top_p=top_p, min_p=0.0)
-  prob = np.asarray(jax.nn.softmax(logits), np.float64)
-  order = np.argsort(-prob)
-  num = int(np.searchsorted(np.cumsum(prob[order]), top_p)) + 1
-  expected = np.zeros(1000, bool)
-  expected[order[:num]] = True
-  np.testing.assert_array_equal(np.isfinite(kept), expected)
+def test_halves(shape, min_rows, num_shards, expected):
+  shapes = sampling.halves(*shape, min_rows=min_rows, num_shards=num_shards)
+  assert shapes == expected

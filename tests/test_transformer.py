@@ -135,7 +135,7 @@ def test_attention_over_parts_is_attention_over_their_union():
   keys = jax.random.split(jax.random.key(0), 5)
   query = jax.random.normal(keys[0], (1, 1, 2, 1, 1, 4))
   key, value = (jax.random.normal(k, (1, 1, 1, 6, 4)) for k in keys[1:3])
-  seen = jnp.ones((1, 1, 1, 1, 1, 1), bool)
+  seen = jnp.ones((1, 1, 1, 1), bool)
   whole = attend(query, [(key, value, seen)], scale=0.5)
   split = attend(
     query,

@@ -60,39 +60,60 @@ def einsum_float32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
-  """Attention over the union of `parts`, one float32 softmax.
+  """Attention over the union of `parts`, as one float32 softmax.
+
+  Each part has its own maximum and sum, and the parts are merged by them. In
+  that form keys and values keep their layout: all that share a key are the rows
+  of one matrix, which an einsum over six dims would first transpose.
 
   Args:
     query_BGTHQK: Q queries share each of H key-value heads.
     parts: (key, value, mask) triples. Keys and values are [B, H, S, K] where
       all G continuations share them and [B, G, H, S, K] where each has its own;
-      masks broadcast to [B, G, H, Q, T, S].
+      masks broadcast to [B, 1, T, S]. Every query must see some key.
     scale: multiplies the scores.
 
   Returns:
     [B, G, T, H, Q, K] in the query's dtype.
   """
-  scores, values = [], []
-  for key, value, mask in parts:
-    own = 'G' if key.ndim == 5 else ''
-    score = einsum_float32(f'BGTHQK,B{own}HSK->BGHQTS', query_BGTHQK, key)
-    score *= scale
-    scores.append(jnp.where(mask, score, -jnp.inf))
-    values.append((value, f'BGHQTS,B{own}HSK->BGTHQK'))
+  query_BGHQTK = jnp.transpose(query_BGTHQK, (0, 1, 3, 4, 2, 5))
+  found = [_attend_part(query_BGHQTK, *part, scale=scale) for part in parts]
   # The top score only keeps exp in range: the result does not depend on it.
-  tops = [
-    jax.lax.stop_gradient(score).max(-1, keepdims=True, initial=-jnp.inf)
-    for score in scores
-  ]
+  tops = [jax.lax.stop_gradient(top) for _, _, top in found]
   top = functools.reduce(jnp.maximum, tops)
-  weights = [jnp.exp(score - top) for score in scores]
-  total_BGHQT = sum(weight.sum(-1) for weight in weights)
-  mixed = sum(
-    einsum_float32(equation, weight.astype(value.dtype), value)
-    for weight, (value, equation) in zip(weights, values, strict=True)
-  )
-  total_BGTHQ1 = jnp.moveaxis(total_BGHQT, 4, 2)[..., None]
-  return (mixed / total_BGTHQ1).astype(query_BGTHQK.dtype)
+  mixed, total = 0.0, 0.0
+  for (part_mixed, part_total, _), part_top in zip(found, tops, strict=True):
+    share = jnp.exp(part_top - top)
+    mixed += share * part_mixed
+    total += share * part_total
+  mixed_BGHQTK = (mixed / total).astype(query_BGTHQK.dtype)
+  return jnp.transpose(mixed_BGHQTK, (0, 1, 4, 2, 3, 5))
+
+
+def _attend_part(query_BGHQTK, key, value, mask, *, scale):
+  """(sum of exp(score - top) value, sum of exp(score - top), top) of a part."""
+  b, g, h, q, t, k = query_BGHQTK.shape
+  is_shared = key.ndim == 4
+  # BHGQT of shared keys, BGHQT of own ones: their rows are G Q T or Q T.
+  query = jnp.swapaxes(query_BGHQTK, 1, 2) if is_shared else query_BGHQTK
+  query = query.reshape(*key.shape[:-2], -1, k)
+  score = scale * einsum_float32('...XK,...SK->...XS', query, key)
+  score = score.reshape(*((b, h, g) if is_shared else (b, g, h)), q, t, -1)
+  score = jnp.where(jnp.expand_dims(mask, (2, 3)), score, -jnp.inf)
+  top = jax.lax.stop_gradient(score).max(-1, keepdims=True)
+  # A part of which a query sees nothing has no top and weighs nothing.
+  top = jnp.maximum(top, jnp.finfo(top.dtype).min)
+  weight = jnp.exp(score - top)
+  total = weight.sum(-1, keepdims=True)
+  mixed = einsum_float32(
+    '...XS,...SK->...XK',
+    weight.astype(value.dtype).reshape(*key.shape[:-2], -1, key.shape[-2]),
+    value,
+  ).reshape(*weight.shape[:-1], k)
+  found = (mixed, total, top)
+  if is_shared:
+    found = tuple(jnp.swapaxes(array, 1, 2) for array in found)
+  return found
 
 
 def distances(
@@ -103,7 +124,8 @@ def distances(
   return query_T1 - jnp.arange(num_keys)[None]
 
 
-def in_reach(distance: jax.Array, window: jax.Array | None) -> jax.Array:
-  """Whether a query may attend so far back: causal, and within any window."""
-  is_past = distance >= 0
-  return is_past if window is None else is_past & (distance < window)
+def in_reach(
+  distance: jax.Array, is_there: jax.Array, window: jax.Array | None
+) -> jax.Array:
+  """Whether a query may attend to a key: it is there, and in any window."""
+  return is_there if window is None else is_there & (distance < window)

@@ -21,6 +21,7 @@ import gguf
 import gguf.quants
 import numpy as np
 
+from ogls_jax.cache_dir import cache_dir
 from ogls_jax.errors import UserError
 from ogls_jax.gguf_file import open_gguf_tensors, read_gguf_header
 from ogls_jax.models.hf_config import read_config
@@ -137,13 +138,12 @@ def _cached(file, shapes) -> Shards | None:
 
   A cache that is damaged or of other shapes counts as absent.
   """
-  root = os.environ.get('OGLS_CACHE_DIR') or '~/.cache/ogls_jax'
   stat = file.stat()
   identity = [
     _CACHE_VERSION, str(file.resolve()), stat.st_size, stat.st_mtime_ns
   ]  # fmt: skip
   digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-  folder = pathlib.Path(root).expanduser() / f'{file.stem}-{digest}'
+  folder = cache_dir() / f'{file.stem}-{digest}'
   if found := _open_cached(folder, shapes):
     return found
   logger = logging.getLogger(__name__)

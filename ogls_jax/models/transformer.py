@@ -19,20 +19,14 @@ from flax import nnx
 
 from ogls_jax.mesh import shard
 from ogls_jax.models.attention import (
-  attend,
   distances,
   einsum_float32,
   in_reach,
   rms_norm,
-  rotate,
 )
-from ogls_jax.models.lora import Linear
+from ogls_jax.models.layer import Layer
 from ogls_jax.models.settings import DecoderSettings, layer_constants
 
-_ACTIVATIONS = {
-  'silu': jax.nn.silu,
-  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
-}
 LORA_TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 
@@ -49,6 +43,11 @@ class Prefix:
   value_LBHPK: jax.Array
   length_B: jax.Array
 
+  @property
+  def num_slots(self) -> int:
+    """P, padding included."""
+    return self.key_LBHPK.shape[-2]
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,
@@ -63,6 +62,11 @@ class OwnCache:
   value_LBGHTK: jax.Array
   length: jax.Array
 
+  @property
+  def num_slots(self) -> int:
+    """T, room for later tokens included."""
+    return self.key_LBGHTK.shape[-2]
+
 
 def last_tokens(tokens_BP: jax.Array, length_B: jax.Array) -> jax.Array:
   """Token at length_B - 1 of each row; the first one where length_B is 0."""
@@ -76,108 +80,6 @@ def project(hidden_RTD: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
     'RTD,VD->RTV', hidden_RTD.astype(unembedding_VD.dtype), unembedding_VD
   )
   return shard(logits_RTV, 'RTV')
-
-
-class Layer(nnx.Module):
-  """Attention and MLP. Holds the stack of all layers; applied to one slice."""
-
-  def __init__(
-    self,
-    settings: DecoderSettings,
-    *,
-    lora_rank: int,
-    lora_alpha: float,
-    lora_targets: tuple[str, ...],
-    param_dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-  ):
-    s = settings
-    self.settings = s
-
-    def norm(size=s.width, dim='D'):
-      # An array each: two parameters in one buffer cannot be donated. With its
-      # offset a norm starts as a scale of 1.
-      shape = (s.num_layers, size)
-      return nnx.Param(
-        jnp.full(shape, 1 - s.norm_offset, param_dtype), dims='L' + dim
-      )
-
-    self.attention_norm, self.mlp_norm = norm(), norm()
-    if s.has_post_norms:
-      self.post_attention_norm, self.post_mlp_norm = norm(), norm()
-    if s.has_qk_norm:
-      self.q_norm, self.k_norm = norm(s.head_size, 'K'), norm(s.head_size, 'K')
-
-    def linear(name, in_size, out_size, dims, init_scale=1.0):
-      rank = lora_rank if name in lora_targets else 0
-      return Linear(
-        s.num_layers,
-        in_size,
-        out_size,
-        dims=dims,
-        rank=rank,
-        alpha=lora_alpha,
-        has_bias=s.has_qkv_bias and name in ('q', 'k', 'v'),
-        param_dtype=param_dtype,
-        rngs=rngs,
-        init_scale=init_scale,
-      )
-
-    # Residual branches start small, so that depth does not grow the variance.
-    residual = (2 * s.num_layers) ** -0.5
-    heads = s.num_heads * s.head_size
-    kv_heads = s.num_kv_heads * s.head_size
-    self.q = linear('q', s.width, heads, 'DH')
-    self.k = linear('k', s.width, kv_heads, 'DH')
-    self.v = linear('v', s.width, kv_heads, 'DH')
-    self.o = linear('o', heads, s.width, 'HD', residual)
-    self.gate = linear('gate', s.width, s.mlp_size, 'DF')
-    self.up = linear('up', s.width, s.mlp_size, 'DF')
-    self.down = linear('down', s.mlp_size, s.width, 'FD', residual)
-
-  def _norm(self, x, weight):
-    s = self.settings
-    return rms_norm(x, weight[...], s.norm_eps, s.norm_offset)
-
-  def __call__(self, x_BGTD, position_BT, frequency, make_parts):
-    """One layer.
-
-    Args:
-      x_BGTD: its input.
-      position_BT: absolute position of each token.
-      frequency: of this layer's rotation, as from `Rope.frequencies`.
-      make_parts: (key, value) to all that can be attended to.
-
-    Returns:
-      (x_BGTD, (key_BGHTK, value_BGHTK)): output, own keys and values.
-    """
-    s = self.settings
-    y_BGTD = self._norm(x_BGTD, self.attention_norm)
-    batch = y_BGTD.shape[:-1]
-    query = self.q(y_BGTD).reshape(*batch, s.num_kv_heads, -1, s.head_size)
-    key = self.k(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
-    value = self.v(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
-    if s.has_qk_norm:
-      query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
-    position_BGT = jnp.broadcast_to(position_BT[:, None], batch)
-    query = rotate(query, position_BGT, frequency)
-    key_BGHTK = rotate(key, position_BGT, frequency).swapaxes(2, 3)
-    value_BGHTK = value.swapaxes(2, 3)
-    mixed = attend(
-      query,
-      make_parts(key_BGHTK, value_BGHTK),
-      scale=(s.query_size or s.head_size) ** -0.5,
-    )
-    y_BGTD = self.o(mixed.reshape(*batch, -1))
-    if s.has_post_norms:
-      y_BGTD = self._norm(y_BGTD, self.post_attention_norm)
-    x_BGTD += y_BGTD
-    y_BGTD = self._norm(x_BGTD, self.mlp_norm)
-    gated_BGTF = _ACTIVATIONS[s.activation](self.gate(y_BGTD)) * self.up(y_BGTD)
-    y_BGTD = self.down(gated_BGTF)
-    if s.has_post_norms:
-      y_BGTD = self._norm(y_BGTD, self.post_mlp_norm)
-    return x_BGTD + y_BGTD, (key_BGHTK, value_BGHTK)
 
 
 class Decoder(nnx.Module):
@@ -285,37 +187,20 @@ class Decoder(nnx.Module):
     start_B = jnp.zeros(tokens_BGT.shape[0], jnp.int32)
     if prefix is not None:
       start_B += prefix.length_B
-    own_length = 0
     if own is not None:
-      own_length = own.length
-      start_B += own_length
+      start_B += own.length
     position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
+    spans = _spans(position_BT, prefix, own)
     graphdef, stack = nnx.split(self.layers)
 
     def layer(x_BGTD, inputs):
       weights, prefix_kv, own_kv, frequency, window = inputs
 
       def make_parts(key_BGHTK, value_BGHTK):
-        after_TT = distances(num_tokens, num_tokens, 0)
-        parts = [(key_BGHTK, value_BGHTK, in_reach(after_TT[None], window))]
-        if prefix is not None:
-          size = prefix_kv[0].shape[-2]
-          is_read_BP = jnp.arange(size)[None] < prefix.length_B[:, None]
-          mask = is_read_BP[:, None]
-          if window is not None:
-            after_BTP = position_BT[..., None] - jnp.arange(size)[None, None]
-            mask = mask & (after_BTP < window)
-          parts.append((*prefix_kv, mask))
-        if own is not None:
-          after_TS = distances(num_tokens, own_kv[0].shape[-2], own_length)
-          # Slots that are not filled yet come after every new token.
-          is_own_S = jnp.arange(own_kv[0].shape[-2]) < own_length
-          mask = in_reach(after_TS, window) & is_own_S[None]
-          parts.append((*own_kv, mask[None]))
-        return [
-          (key, value, jnp.expand_dims(mask_BTS, (1, 2, 3)))
-          for key, value, mask_BTS in parts
-        ]
+        pairs = [(key_BGHTK, value_BGHTK), prefix_kv, own_kv]
+        pairs = [pair for pair in pairs if pair is not None]
+        masks = [in_reach(*span, window)[:, None] for span in spans]
+        return [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
 
       x_BGTD, kv = nnx.merge(graphdef, weights)(
         x_BGTD, position_BT, frequency, make_parts
@@ -338,3 +223,22 @@ class Decoder(nnx.Module):
       x_BGTD, self.final_norm[...], s.norm_eps, s.norm_offset
     )
     return hidden_BGTD, OwnCache(key, value, jnp.int32(num_tokens))
+
+
+def _spans(position_BT, prefix, own):
+  """(distance_BTS, is_there_BTS) of new tokens, prefix and earlier own ones.
+
+  The distance says how far a key lies before a query.
+  """
+  num_tokens = position_BT.shape[1]
+  new_1TT = distances(num_tokens, num_tokens, 0)[None]
+  spans = [(new_1TT, new_1TT >= 0)]
+  if prefix is not None:
+    place_11P = jnp.arange(prefix.num_slots)[None, None]
+    is_there_B1P = place_11P < prefix.length_B[:, None, None]
+    spans.append((position_BT[..., None] - place_11P, is_there_B1P))
+  if own is not None:
+    after_1TS = distances(num_tokens, own.num_slots, own.length)[None]
+    is_there_11S = (jnp.arange(own.num_slots) < own.length)[None, None]
+    spans.append((after_1TS, is_there_11S))
+  return spans

@@ -1,0 +1,118 @@
+"""One layer of the decoder: attention and MLP, with norms around them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ogls_jax.models.attention import attend, rms_norm, rotate
+from ogls_jax.models.lora import Linear
+from ogls_jax.models.settings import DecoderSettings
+
+_ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Layer(nnx.Module):
+  """Attention and MLP. Holds the stack of all layers; applied to one slice."""
+
+  def __init__(
+    self,
+    settings: DecoderSettings,
+    *,
+    lora_rank: int,
+    lora_alpha: float,
+    lora_targets: tuple[str, ...],
+    param_dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    s = settings
+    self.settings = s
+
+    def norm(size=s.width, dim='D'):
+      # An array each: two parameters in one buffer cannot be donated. With its
+      # offset a norm starts as a scale of 1.
+      shape = (s.num_layers, size)
+      return nnx.Param(
+        jnp.full(shape, 1 - s.norm_offset, param_dtype), dims='L' + dim
+      )
+
+    self.attention_norm, self.mlp_norm = norm(), norm()
+    if s.has_post_norms:
+      self.post_attention_norm, self.post_mlp_norm = norm(), norm()
+    if s.has_qk_norm:
+      self.q_norm, self.k_norm = norm(s.head_size, 'K'), norm(s.head_size, 'K')
+
+    def linear(name, in_size, out_size, dims, init_scale=1.0):
+      rank = lora_rank if name in lora_targets else 0
+      return Linear(
+        s.num_layers,
+        in_size,
+        out_size,
+        dims=dims,
+        rank=rank,
+        alpha=lora_alpha,
+        has_bias=s.has_qkv_bias and name in ('q', 'k', 'v'),
+        param_dtype=param_dtype,
+        rngs=rngs,
+        init_scale=init_scale,
+      )
+
+    # Residual branches start small, so that depth does not grow the variance.
+    residual = (2 * s.num_layers) ** -0.5
+    heads = s.num_heads * s.head_size
+    kv_heads = s.num_kv_heads * s.head_size
+    self.q = linear('q', s.width, heads, 'DH')
+    self.k = linear('k', s.width, kv_heads, 'DH')
+    self.v = linear('v', s.width, kv_heads, 'DH')
+    self.o = linear('o', heads, s.width, 'HD', residual)
+    self.gate = linear('gate', s.width, s.mlp_size, 'DF')
+    self.up = linear('up', s.width, s.mlp_size, 'DF')
+    self.down = linear('down', s.mlp_size, s.width, 'FD', residual)
+
+  def _norm(self, x, weight):
+    s = self.settings
+    return rms_norm(x, weight[...], s.norm_eps, s.norm_offset)
+
+  def __call__(self, x_BGTD, position_BT, frequency, make_parts):
+    """One layer.
+
+    Args:
+      x_BGTD: its input.
+      position_BT: absolute position of each token.
+      frequency: of this layer's rotation, as from `Rope.frequencies`.
+      make_parts: (key, value) to all that can be attended to.
+
+    Returns:
+      (x_BGTD, (key_BGHTK, value_BGHTK)): output, own keys and values.
+    """
+    s = self.settings
+    y_BGTD = self._norm(x_BGTD, self.attention_norm)
+    batch = y_BGTD.shape[:-1]
+    query = self.q(y_BGTD).reshape(*batch, s.num_kv_heads, -1, s.head_size)
+    key = self.k(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
+    value = self.v(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
+    if s.has_qk_norm:
+      query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
+    position_BGT = jnp.broadcast_to(position_BT[:, None], batch)
+    query = rotate(query, position_BGT, frequency)
+    key_BGHTK = rotate(key, position_BGT, frequency).swapaxes(2, 3)
+    value_BGHTK = value.swapaxes(2, 3)
+    mixed = attend(
+      query,
+      make_parts(key_BGHTK, value_BGHTK),
+      scale=(s.query_size or s.head_size) ** -0.5,
+    )
+    y_BGTD = self.o(mixed.reshape(*batch, -1))
+    if s.has_post_norms:
+      y_BGTD = self._norm(y_BGTD, self.post_attention_norm)
+    x_BGTD += y_BGTD
+    y_BGTD = self._norm(x_BGTD, self.mlp_norm)
+    gated_BGTF = _ACTIVATIONS[s.activation](self.gate(y_BGTD)) * self.up(y_BGTD)
+    y_BGTD = self.down(gated_BGTF)
+    if s.has_post_norms:
+      y_BGTD = self._norm(y_BGTD, self.post_mlp_norm)
+    return x_BGTD + y_BGTD, (key_BGHTK, value_BGHTK)

@@ -1,0 +1,106 @@
+"""Runs sampling from the host: few compiled programs, each of a fixed size.
+
+Between programs the host reads three numbers and decides: drop rows that have
+ended once half of them have, double the cache when it is full.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from ogls_jax import sampling
+from ogls_jax.batches import PromptBatch, Rollouts
+from ogls_jax.mesh import num_row_shards
+
+# Tokens that a cache starts with room for; it doubles from there.
+_CACHE_TOKENS = 64
+# Below this a step costs as much as reading the weights, whatever the rows.
+_MIN_ROWS = 8
+
+
+def make_sampler(
+  graphdef: nnx.GraphDef,
+  *,
+  group_size: int,
+  max_tokens: int,
+  eos_ids: tuple[int, ...],
+  cache_tokens: int = _CACHE_TOKENS,
+  min_rows: int = _MIN_ROWS,
+  **choice,
+) -> Callable:
+  """(params, frozen, prompts, key, limit_BG=None) -> Rollouts.
+
+  The same key, question and rollout index give the same token, up to the
+  rounding of logits, in any batch, whatever `cache_tokens` and `min_rows` are.
+
+  Args:
+    graphdef: of the decoder; params and frozen complete it.
+    group_size: G rollouts of each prompt.
+    max_tokens: T, the most tokens of a rollout.
+    eos_ids: tokens that end a rollout.
+    cache_tokens: the cache begins with room for so many tokens.
+    min_rows: rows are dropped down to so many on each shard of the rows.
+    **choice: temperature, top_k, top_p, min_p as for `choose_tokens`.
+  """
+  first_slots = min(cache_tokens, max_tokens)
+
+  @jax.jit
+  def begin(params, frozen, prompts, key, limit_BG):
+    return sampling.begin(
+      nnx.merge(graphdef, params, frozen),
+      prompts,
+      key,
+      limit_BG,
+      group_size=group_size,
+      max_tokens=max_tokens,
+      num_slots=first_slots,
+    )
+
+  def decode(params, frozen, prefix, own, rows, rollouts, smaller):
+    return sampling.decode(
+      nnx.merge(graphdef, params, frozen),
+      prefix,
+      own,
+      rows,
+      rollouts,
+      eos_ids=eos_ids,
+      smaller=smaller,
+      **choice,
+    )
+
+  decode = jax.jit(decode, static_argnums=6, donate_argnums=(3, 4, 5))
+  grow = jax.jit(sampling.grow, static_argnames='num_slots')
+  compact = jax.jit(
+    sampling.compact, static_argnames=('num_prompts', 'group_size')
+  )
+
+  def sample(
+    params, frozen, prompts: PromptBatch, key: jax.Array, limit_BG=None
+  ) -> Rollouts:
+    num_shards = num_row_shards()
+    prefix, own, rows, rollouts = begin(params, frozen, prompts, key, limit_BG)
+    while True:
+      smaller = tuple(
+        sampling.halves(
+          *rows.is_done_BG.shape,
+          min_rows=min_rows * num_shards,
+          num_shards=num_shards,
+        )
+      )
+      own, rows, rollouts, progress = decode(
+        params, frozen, prefix, own, rows, rollouts, smaller
+      )
+      num_tokens, most, num_running = jax.device_get(progress).tolist()
+      if most == 0 or num_tokens == max_tokens:
+        return rollouts
+      fitting = [s for s in smaller if num_running <= s[0] and most <= s[1]]
+      if fitting:
+        prefix, own, rows = compact(
+          prefix, own, rows, num_prompts=fitting[0][0], group_size=fitting[0][1]
+        )
+      else:
+        slots = min(2 * own.num_slots, max_tokens)
+        own, rows = grow(own, rows, num_slots=slots)
+
+  return sample
