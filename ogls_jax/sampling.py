@@ -83,12 +83,17 @@ def begin(
   num_prompts = prompts.tokens_BP.shape[0]
   shape_BG = (num_prompts, group_size)
   prefix = decoder.read(prompts.tokens_BP, prompts.length_B - 1)
-  cache_shape = (
-    s.num_layers, *shape_BG, s.num_kv_heads, num_slots, s.head_size
-  )  # fmt: skip
+  heads = (s.num_layers, *shape_BG, s.num_kv_heads)
 
-  def empty():
-    return shard(jnp.zeros(cache_shape, decoder.dtype), 'LBGHTK')
+  def empty(num_rows, num_columns, dims):
+    shape = (*heads, num_rows, num_columns)
+    return shard(jnp.zeros(shape, decoder.dtype), dims)
+
+  own = OwnCache(
+    empty(s.head_size, num_slots, 'LBGHKT'),
+    empty(num_slots, s.head_size, 'LBGHTK'),
+    jnp.int32(0),
+  )
 
   if limit_BG is None:
     limit_BG = jnp.full(shape_BG, max_tokens, jnp.int32)
@@ -113,7 +118,7 @@ def begin(
     log_prob_RT=jnp.zeros((num_rows, max_tokens), jnp.float32),
     is_truncated_R=jnp.ones(num_rows, bool),
   )
-  return prefix, OwnCache(empty(), empty(), jnp.int32(0)), rows, rollouts
+  return prefix, own, rows, rollouts
 
 
 def halves(
@@ -217,12 +222,10 @@ def _decode_token(decoder, prefix, own, rows, *, eos_ids, **choice):
     response_BGT=rows.response_BGT.at[:, :, t].set(token_BG),
     log_prob_BGT=rows.log_prob_BGT.at[:, :, t].set(log_prob_BG),
   )
-  put = functools.partial(
-    jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=4
-  )
+  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
   own = OwnCache(
-    put(own.key_LBGHTK, new.key_LBGHTK),
-    put(own.value_LBGHTK, new.value_LBGHTK),
+    put(own.key_LBGHKT, new.key_LBGHKT, axis=5),
+    put(own.value_LBGHTK, new.value_LBGHTK, axis=4),
     t + 1,
   )
   return own, rows
@@ -274,12 +277,12 @@ def compact(
 
   return (
     Prefix(
-      of_prompts(prefix.key_LBHPK, 1),
+      of_prompts(prefix.key_LBHKP, 1),
       of_prompts(prefix.value_LBHPK, 1),
       of_prompts(prefix.length_B),
     ),
     OwnCache(
-      of_rows(own.key_LBGHTK, 1), of_rows(own.value_LBGHTK, 1), own.length
+      of_rows(own.key_LBGHKT, 1), of_rows(own.value_LBGHTK, 1), own.length
     ),
     jax.tree.map(of_rows, rows),
   )
@@ -294,7 +297,7 @@ def grow(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[OwnCache, Rows]:
     widths[axis] = (0, added)
     return jnp.pad(array, widths)
 
-  own = OwnCache(pad(own.key_LBGHTK, 4), pad(own.value_LBGHTK, 4), own.length)
+  own = OwnCache(pad(own.key_LBGHKT, 5), pad(own.value_LBGHTK, 4), own.length)
   rows = dataclasses.replace(
     rows,
     response_BGT=pad(rows.response_BGT, 2),

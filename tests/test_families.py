@@ -105,21 +105,23 @@ def cached_logits(decoder, tokens_1T):
   padded = jnp.pad(tokens_1T[:, :half], ((0, 0), (0, 7)), constant_values=3)
   prefix = decoder.read(padded, jnp.array([half]))
   s = decoder.settings
-  empty = jnp.zeros(
-    (s.num_layers, 1, 1, s.num_kv_heads, NUM_TOKENS, s.head_size)
-  )
+  heads = (s.num_layers, 1, 1, s.num_kv_heads)
 
   def step(own, token):
     hidden, new = decoder.continue_from(token[None, None, None], prefix, own)
     write = jax.lax.dynamic_update_slice_in_dim
     own = OwnCache(
-      write(own.key_LBGHTK, new.key_LBGHTK, own.length, 4),
+      write(own.key_LBGHKT, new.key_LBGHKT, own.length, 5),
       write(own.value_LBGHTK, new.value_LBGHTK, own.length, 4),
       own.length + 1,
     )
     return own, project(hidden[0], decoder.unembedding_VD)[0, 0]
 
-  own = OwnCache(empty, empty, jnp.int32(0))
+  own = OwnCache(
+    jnp.zeros((*heads, s.head_size, NUM_TOKENS)),
+    jnp.zeros((*heads, NUM_TOKENS, s.head_size)),
+    jnp.int32(0),
+  )
   return jax.lax.scan(step, own, tokens_1T[0, half:])[1]
 
 

@@ -134,19 +134,20 @@ def test_remat_and_untied_head():
 def test_attention_over_parts_is_attention_over_their_union():
   keys = jax.random.split(jax.random.key(0), 5)
   query = jax.random.normal(keys[0], (1, 1, 2, 1, 1, 4))
-  key, value = (jax.random.normal(k, (1, 1, 1, 6, 4)) for k in keys[1:3])
+  key = jax.random.normal(keys[1], (1, 1, 1, 4, 6))
+  value = jax.random.normal(keys[2], (1, 1, 1, 6, 4))
   seen = jnp.ones((1, 1, 1, 1), bool)
   whole = attend(query, [(key, value, seen)], scale=0.5)
   split = attend(
     query,
     [
-      (key[..., :2, :], value[..., :2, :], seen),
-      (key[:, 0, :, 2:], value[:, 0, :, 2:], seen),
+      (key[..., :2], value[..., :2, :], seen),
+      (key[:, 0, ..., 2:], value[:, 0, :, 2:], seen),
     ],
     scale=0.5,
   )
   np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-6)
-  weight = jax.nn.softmax(query[0, 0, :, 0, 0] @ key[0, 0, 0].T / 2)
+  weight = jax.nn.softmax(query[0, 0, :, 0, 0] @ key[0, 0, 0] / 2)
   np.testing.assert_allclose(
     whole[0, 0, :, 0, 0], weight @ value[0, 0, 0], rtol=1e-5, atol=1e-6
   )

@@ -68,9 +68,10 @@ def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
 
   Args:
     query_BGTHQK: Q queries share each of H key-value heads.
-    parts: (key, value, mask) triples. Keys and values are [B, H, S, K] where
-      all G continuations share them and [B, G, H, S, K] where each has its own;
-      masks broadcast to [B, 1, T, S]. Every query must see some key.
+    parts: (key, value, mask) triples. Keys are [B, H, K, S] and values
+      [B, H, S, K] where all G continuations share them, with an axis G behind B
+      where each has its own; masks broadcast to [B, 1, T, S]. Every query must
+      see some key.
     scale: multiplies the scores.
 
   Returns:
@@ -97,7 +98,7 @@ def _attend_part(query_BGHQTK, key, value, mask, *, scale):
   # BHGQT of shared keys, BGHQT of own ones: their rows are G Q T or Q T.
   query = jnp.swapaxes(query_BGHQTK, 1, 2) if is_shared else query_BGHQTK
   query = query.reshape(*key.shape[:-2], -1, k)
-  score = scale * einsum_float32('...XK,...SK->...XS', query, key)
+  score = scale * einsum_float32('...XK,...KS->...XS', query, key)
   score = score.reshape(*((b, h, g) if is_shared else (b, g, h)), q, t, -1)
   score = jnp.where(jnp.expand_dims(mask, (2, 3)), score, -jnp.inf)
   top = jax.lax.stop_gradient(score).max(-1, keepdims=True)
@@ -107,7 +108,7 @@ def _attend_part(query_BGHQTK, key, value, mask, *, scale):
   total = weight.sum(-1, keepdims=True)
   mixed = einsum_float32(
     '...XS,...SK->...XK',
-    weight.astype(value.dtype).reshape(*key.shape[:-2], -1, key.shape[-2]),
+    weight.astype(value.dtype).reshape(*key.shape[:-2], -1, key.shape[-1]),
     value,
   ).reshape(*weight.shape[:-1], k)
   found = (mixed, total, top)

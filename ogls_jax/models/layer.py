@@ -87,7 +87,7 @@ class Layer(nnx.Module):
       make_parts: (key, value) to all that can be attended to.
 
     Returns:
-      (x_BGTD, (key_BGHTK, value_BGHTK)): output, own keys and values.
+      (x_BGTD, (key_BGHKT, value_BGHTK)): output, own keys and values.
     """
     s = self.settings
     y_BGTD = self._norm(x_BGTD, self.attention_norm)
@@ -99,11 +99,12 @@ class Layer(nnx.Module):
       query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
     position_BGT = jnp.broadcast_to(position_BT[:, None], batch)
     query = rotate(query, position_BGT, frequency)
-    key_BGHTK = rotate(key, position_BGT, frequency).swapaxes(2, 3)
+    key = rotate(key, position_BGT, frequency)
+    key_BGHKT = jnp.transpose(key, (0, 1, 3, 4, 2))
     value_BGHTK = value.swapaxes(2, 3)
     mixed = attend(
       query,
-      make_parts(key_BGHTK, value_BGHTK),
+      make_parts(key_BGHKT, value_BGHTK),
       scale=(s.query_size or s.head_size) ** -0.5,
     )
     y_BGTD = self.o(mixed.reshape(*batch, -1))
@@ -115,4 +116,4 @@ class Layer(nnx.Module):
     y_BGTD = self.down(gated_BGTF)
     if s.has_post_norms:
       y_BGTD = self._norm(y_BGTD, self.post_mlp_norm)
-    return x_BGTD + y_BGTD, (key_BGHTK, value_BGHTK)
+    return x_BGTD + y_BGTD, (key_BGHKT, value_BGHTK)

@@ -32,40 +32,40 @@ LORA_TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['key_LBHPK', 'value_LBHPK', 'length_B'],
+  data_fields=['key_LBHKP', 'value_LBHPK', 'length_B'],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class Prefix:
   """Keys and values of B prefixes; entries at or past length_B are ignored."""
 
-  key_LBHPK: jax.Array
+  key_LBHKP: jax.Array
   value_LBHPK: jax.Array
   length_B: jax.Array
 
   @property
   def num_slots(self) -> int:
     """P, padding included."""
-    return self.key_LBHPK.shape[-2]
+    return self.key_LBHKP.shape[-1]
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['key_LBGHTK', 'value_LBGHTK', 'length'],
+  data_fields=['key_LBGHKT', 'value_LBGHTK', 'length'],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class OwnCache:
   """Keys and values of each continuation's own first `length` tokens."""
 
-  key_LBGHTK: jax.Array
+  key_LBGHKT: jax.Array
   value_LBGHTK: jax.Array
   length: jax.Array
 
   @property
   def num_slots(self) -> int:
     """T, room for later tokens included."""
-    return self.key_LBGHTK.shape[-2]
+    return self.key_LBGHKT.shape[-1]
 
 
 def last_tokens(tokens_BP: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -130,7 +130,7 @@ class Decoder(nnx.Module):
   def read(self, tokens_BP: jax.Array, length_B: jax.Array) -> Prefix:
     """Keys and values of right-padded prefixes, for `continue_from`."""
     _, own = self._run(tokens_BP[:, None], None, None)
-    return Prefix(own.key_LBGHTK[:, :, 0], own.value_LBGHTK[:, :, 0], length_B)
+    return Prefix(own.key_LBGHKT[:, :, 0], own.value_LBGHTK[:, :, 0], length_B)
 
   def continue_from(
     self, tokens_BGT: jax.Array, prefix: Prefix, own: OwnCache | None = None
@@ -196,8 +196,8 @@ class Decoder(nnx.Module):
     def layer(x_BGTD, inputs):
       weights, prefix_kv, own_kv, frequency, window = inputs
 
-      def make_parts(key_BGHTK, value_BGHTK):
-        pairs = [(key_BGHTK, value_BGHTK), prefix_kv, own_kv]
+      def make_parts(key_BGHKT, value_BGHTK):
+        pairs = [(key_BGHKT, value_BGHTK), prefix_kv, own_kv]
         pairs = [pair for pair in pairs if pair is not None]
         masks = [in_reach(*span, window)[:, None] for span in spans]
         return [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
@@ -212,8 +212,8 @@ class Decoder(nnx.Module):
     x_BGTD = self.embedding[...][tokens_BGT].astype(self.dtype)
     # Rounded to the dtype first, as the models were trained.
     x_BGTD *= jnp.asarray(s.embedding_scale, self.dtype)
-    prefix_kv = prefix and (prefix.key_LBHPK, prefix.value_LBHPK)
-    own_kv = own and (own.key_LBGHTK, own.value_LBGHTK)
+    prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
+    own_kv = own and (own.key_LBGHKT, own.value_LBGHTK)
     x_BGTD, (key, value) = jax.lax.scan(
       layer,
       shard(x_BGTD, 'BGTD'),
