@@ -13,63 +13,18 @@ imports excluded, and the growth of its peak resident memory. With
 import argparse
 import json
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-import numpy as np
+from benchmarks import rollout_workloads
+from benchmarks.measure import resident_bytes
 
 ENGINES = ('ours', 'transformers')
 DTYPES = ('bfloat16', 'float32')
-CONFIG = {
-  'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
-  'vocab_size': 151_936, 'hidden_size': 896, 'num_hidden_layers': 24,
-  'num_attention_heads': 14, 'num_key_value_heads': 2,
-  'intermediate_size': 4864, 'rms_norm_eps': 1e-6, 'rope_theta': 1e6,
-  'hidden_act': 'silu', 'tie_word_embeddings': True, 'torch_dtype': 'bfloat16',
-  'max_position_embeddings': 32_768,
-}  # fmt: skip
-
-
-def write_checkpoint(folder: pathlib.Path) -> None:
-  """Random weights of the shape in `CONFIG`."""
-  import ml_dtypes
-  from flax import nnx
-
-  from ogls_jax.models import families, hf_config, shards, transformer
-
-  settings = hf_config.settings_from_config(CONFIG, folder)
-  decoder = nnx.eval_shape(
-    lambda: transformer.Decoder(settings, rngs=nnx.Rngs(0))
-  )
-  shapes = {}
-  for path, variable in nnx.to_flat_state(nnx.state(decoder)):
-    weight = families.FAMILIES['qwen2'].weights['.'.join(path)]
-    shape = variable.shape
-    if '{}' not in weight.hf:
-      shapes[weight.hf] = shape
-      continue
-    for layer in range(settings.num_layers):
-      own = shape[1:][::-1] if weight.is_kernel else shape[1:]
-      shapes[weight.hf.format(layer)] = own
-  rng = np.random.default_rng(0)
-  shards.write_shards(
-    folder,
-    {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()},
-    lambda name: rng.random(shapes[name], np.float32).astype(
-      ml_dtypes.bfloat16
-    ),
-  )
-  (folder / 'config.json').write_text(json.dumps(CONFIG))
-
-
-def peak_bytes() -> int:
-  # Not getrusage: its peak is inherited from the process that started this one.
-  status = pathlib.Path('/proc/self/status').read_text()
-  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
+CONFIG = rollout_workloads.MODELS['qwen05b'] | {'torch_dtype': 'bfloat16'}
 
 
 def load_ours(folder, dtype):
@@ -116,10 +71,11 @@ def measure(engine: str, folder: str, dtype: str) -> None:
     folder, dtype
   )
   next(stages)
-  before, began = peak_bytes(), time.monotonic()
+  before, began = resident_bytes('VmHWM'), time.monotonic()
   model = next(stages)
   seconds = time.monotonic() - began
-  result = {'seconds': seconds, 'gib': (peak_bytes() - before) / 2**30}
+  grown = resident_bytes('VmHWM') - before
+  result = {'seconds': seconds, 'gib': grown / 2**30}
   del model
   print(json.dumps(result))
 
@@ -138,7 +94,7 @@ def main() -> None:
     folder = args.folder
     if not folder:
       folder = work
-      write_checkpoint(pathlib.Path(work))
+      rollout_workloads.write_model(pathlib.Path(work), CONFIG)
     for dtype in DTYPES:
       compare(folder, dtype, args.runs)
 

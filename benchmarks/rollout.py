@@ -19,8 +19,7 @@ tokens. A rollout's tokens count, not those that an engine makes past its end.
 
 The share of the CPUs that other processes took during the runs is printed. With
 others at work the numbers mean nothing: an engine whose two threads wait for
-each other at every product, as in PyTorch, may wait for a time slice each time;
-`--patience=600` waits for others.
+each other at every product, as in PyTorch, may wait for a time slice each time.
 """
 
 import argparse
@@ -66,15 +65,6 @@ def own_seconds(pid: int) -> float:
   return sum(map(int, stat.split()[11:13])) / os.sysconf('SC_CLK_TCK')
 
 
-def wait_for_quiet(until: float) -> None:
-  """Until others leave the CPUs alone for five seconds, or a time."""
-  while time.monotonic() < until:
-    before = busy_seconds()
-    time.sleep(5)
-    if busy_seconds() - before < 5 * os.cpu_count() * rollout_table.QUIET:
-      return
-
-
 class Engine:
   """A process that answers requests; see `rollout_engine.py`."""
 
@@ -87,22 +77,8 @@ class Engine:
       stdin=subprocess.PIPE, stderr=self._errors,
     )  # fmt: skip
 
-  def ask(self, request: dict, patience: float) -> dict | None:
-    """The answer, or None once the process has failed.
-
-    For `patience` seconds it waits for others to stop, and asks again where
-    they did not.
-    """
-    until = time.monotonic() + patience
-    while True:
-      wait_for_quiet(until)
-      answer = self._ask(request)
-      if answer is None or answer['others_share'] <= rollout_table.QUIET:
-        return answer
-      if time.monotonic() >= until:
-        return answer
-
-  def _ask(self, request):
+  def ask(self, request: dict) -> dict | None:
+    """The answer, or None once the process has failed."""
     if self._process.poll() is not None:
       return None
     pid = self._process.pid
@@ -134,10 +110,8 @@ def run_engines(pythons: dict, request: dict, args) -> dict[str, list[dict]]:
   answers = {engine.name: [] for engine in engines}
   try:
     for number in range(args.runs + 1):
-      # The warm-up always has the first token; of the rounds as many as asked.
-      own = {'first_token': number <= args.first_token_runs}
       for engine in engines:
-        answer = engine.ask(request | own, args.patience if number else 0)
+        answer = engine.ask(request)
         if answer:
           answers[engine.name].append(answer)
           what = f'run {number}' if number else 'warm-up'
@@ -170,20 +144,12 @@ def parse_arguments():
   )
   parser.add_argument('--runs', type=int, default=5)
   parser.add_argument('--threads', type=int, default=2)
-  parser.add_argument('--first_token_runs', type=int, default=3)
   parser.add_argument(
     '--max_tokens', type=int, default=rollout_workloads.MAX_TOKENS
   )
   parser.add_argument('--engines', default=','.join(ENGINES))
   parser.add_argument('--tunix_python')
   parser.add_argument('--transformers_python')
-  parser.add_argument(
-    '--patience',
-    type=float,
-    default=0,
-    help='seconds in which a run waits for others to leave the CPUs alone, and'
-    ' is repeated where they did not',
-  )
   parser.add_argument('--folder', help='keeps the models, for another time')
   parser.add_argument('--json', help='file for all runs')
   return parser.parse_args()

@@ -17,23 +17,17 @@ where R = prompts x G rows are in the order of the prompts and row r gets
     versions             of the libraries
 
 The first request for a shape runs twice, and the second run is the answer.
-With `"first_token": false` that run is left out, with `"tokens_out": true` the
-sampled ids are added as "rows", and temperature 0 is greedy: all for checks.
+With `"tokens_out": true` the sampled ids are added as "rows", and temperature 0
+is greedy: both for checks.
 """
 
 import argparse
 import json
 import os
-import pathlib
-import re
 import sys
 import time
 
-
-def peak_bytes() -> int:
-  # Not getrusage: its peak is inherited from the process that started this one.
-  status = pathlib.Path('/proc/self/status').read_text()
-  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
+from benchmarks.measure import resident_bytes
 
 
 def parse_threads() -> int:
@@ -62,9 +56,7 @@ def timed(engine, request: dict, lengths: list[int]) -> tuple[float, list]:
 def answer(engine, request: dict, warm: set) -> dict:
   """Runs one request, and warms up where its shape is new."""
   lengths = request['lengths']
-  runs = [lengths]
-  if request.get('first_token', True):
-    runs.append([1] * len(lengths))
+  runs = [lengths, [1] * len(lengths)]
   sizes = [len(prompt) for prompt in request['prompts']]
   seconds, compile_seconds = [], []
   for run in runs:
@@ -78,9 +70,9 @@ def answer(engine, request: dict, warm: set) -> dict:
       tokens = [[int(token) for token in row] for row in rows]
   result = {
     'seconds': seconds[0],
-    'first_token_seconds': seconds[1] if len(runs) > 1 else None,
+    'first_token_seconds': seconds[1],
     'tokens': sum(lengths),
-    'peak_bytes': peak_bytes(),
+    'peak_bytes': resident_bytes('VmHWM'),
     'compile_seconds': compile_seconds[0],
     'versions': engine.versions,
   }

@@ -1,15 +1,11 @@
 """What the runs of `benchmarks/rollout.py` say, and its tables."""
 
 import dataclasses
-import statistics
+
+from benchmarks.measure import spread
 
 # Share of the CPUs that others may take.
 QUIET = 0.05
-
-
-def spread(values: list[float], digits: int) -> str:
-  median, low, high = statistics.median(values), min(values), max(values)
-  return f'{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +23,9 @@ class Summary:
 
 def summarize(answers: list[dict]) -> Summary:
   warm_up, *rounds = answers
-  firsts = [a['first_token_seconds'] for a in rounds]
   return Summary(
     tokens_per_second=[a['tokens'] / a['seconds'] for a in rounds],
-    first_token_seconds=[s for s in firsts if s is not None]
-    or [warm_up['first_token_seconds']],
+    first_token_seconds=[a['first_token_seconds'] for a in rounds],
     seconds=[a['seconds'] for a in rounds],
     peak_bytes=rounds[-1]['peak_bytes'],
     compile_seconds=warm_up['compile_seconds'],

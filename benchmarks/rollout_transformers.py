@@ -26,7 +26,7 @@ class Engine:
     self._torch, self._transformers = torch, transformers
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32, attn_implementation='sdpa'
-    ).eval()
+    )
     self.versions = {
       name: importlib.metadata.version(name)
       for name in ('transformers', 'torch')

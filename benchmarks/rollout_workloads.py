@@ -1,6 +1,7 @@
 """Models, prompts and lengths of `benchmarks/rollout.py`: random, fixed."""
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -39,36 +40,29 @@ NUM_PROMPTS, GROUP_SIZE, MAX_TOKENS = 4, 8, 256
 
 def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
   """As Hugging Face names and stores the tensors."""
-  width, mlp = config['hidden_size'], config['intermediate_size']
-  head_size = width // config['num_attention_heads']
-  kv = config['num_key_value_heads'] * head_size
-  layer = {
-    'input_layernorm.weight': (width,),
-    'post_attention_layernorm.weight': (width,),
-    'self_attn.q_proj.weight': (width, width),
-    'self_attn.k_proj.weight': (kv, width),
-    'self_attn.v_proj.weight': (kv, width),
-    'self_attn.o_proj.weight': (width, width),
-    'mlp.gate_proj.weight': (mlp, width),
-    'mlp.up_proj.weight': (mlp, width),
-    'mlp.down_proj.weight': (width, mlp),
-  }
-  if config['model_type'] == 'qwen2':
-    sizes = {'q': width, 'k': kv, 'v': kv}
-    layer |= {f'self_attn.{n}_proj.bias': (s,) for n, s in sizes.items()}
-  return {
-    'model.embed_tokens.weight': (config['vocab_size'], width),
-    'model.norm.weight': (width,),
-    **{
-      f'model.layers.{number}.{name}': shape
-      for number in range(config['num_hidden_layers'])
-      for name, shape in layer.items()
-    },
-  }
+  from flax import nnx
+
+  from ogls_jax.models import families, hf_config, transformer
+
+  settings = hf_config.settings_from_config(config, pathlib.Path())
+  decoder = nnx.eval_shape(
+    lambda: transformer.Decoder(settings, rngs=nnx.Rngs(0))
+  )
+  shapes = {}
+  for path, variable in nnx.to_flat_state(nnx.state(decoder)):
+    weight = families.FAMILIES[config['model_type']].weights['.'.join(path)]
+    shape = variable.shape
+    if '{}' not in weight.hf:
+      shapes[weight.hf] = shape
+      continue
+    for layer in range(settings.num_layers):
+      own = shape[1:][::-1] if weight.is_kernel else shape[1:]
+      shapes[weight.hf.format(layer)] = own
+  return shapes
 
 
 def write_model(folder: pathlib.Path, config: dict) -> None:
-  """Random float32 weights, unless the folder has them already.
+  """Random weights of the config's dtype, unless the folder has them already.
 
   A matrix keeps the variance of what it reads, so that attention looks at some
   places more than at others, and an error in a position shows.
@@ -78,17 +72,20 @@ def write_model(folder: pathlib.Path, config: dict) -> None:
   if file.is_file() and file.read_text() == text:
     return
   folder.mkdir(parents=True, exist_ok=True)
-  shapes = weight_shapes(config)
+  shapes, dtype = weight_shapes(config), np.dtype(config['torch_dtype'])
   rng = np.random.default_rng(0)
 
   def draw(name):
     shape = shapes[name]
     values = rng.standard_normal(shape, np.float32)
     if len(shape) == 2:
-      return values * np.float32(shape[1] ** -0.5)
-    return np.float32(0.1) * values + np.float32('norm' in name)
+      values *= np.float32(shape[1] ** -0.5)
+    else:
+      values = np.float32(0.1) * values + np.float32('norm' in name)
+    return values.astype(dtype)
 
-  sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
+  size = dtype.itemsize
+  sizes = {name: size * math.prod(shape) for name, shape in shapes.items()}
   shards.write_shards(folder, sizes, draw)
   file.write_text(text)
 

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -146,23 +147,46 @@ def build_hints(
   Returns:
     (hints, number of cut hints).
   """
+  group_size, num_cut = pools.anchor_BGN.shape[1], 0
+
+  def make_ids(b, n):
+    nonlocal num_cut
+    if n == _ANCHOR:
+      return maker.anchor_ids(questions[b])
+    texts = [None, solutions[b]]
+    texts += responses[b * group_size : (b + 1) * group_size]
+    hint, is_cut = cut_hint(texts[n], maker, rules)
+    num_cut += is_cut
+    return maker.teacher_ids(questions[b], hint)
+
+  hints = lay_out(
+    pools, make_ids, max_contexts=max_contexts, bucket_tokens=bucket_tokens
+  )
+  return hints, num_cut
+
+
+def lay_out(
+  pools: Pools,
+  make_ids: Callable[[int, int], list[int]],
+  *,
+  max_contexts: int,
+  bucket_tokens: int,
+) -> Hints:
+  """The candidates that any rollout weighs, of each question the longest first.
+
+  Args:
+    pools: weights of N candidates.
+    make_ids: (question, candidate) to the context's token ids.
+    max_contexts: as for `build_hints`.
+    bucket_tokens: as for `build_hints`.
+  """
   num_prompts, group_size, _ = pools.anchor_BGN.shape
   weights = [pools.anchor_BGN, pools.positive_BGN, pools.negative_BGN]
   is_needed_BN = sum(weight.any(1) for weight in weights).astype(bool)
   contexts = [[[] for _ in range(max_contexts)] for _ in range(num_prompts)]
   mixed = np.zeros((3, num_prompts, group_size, max_contexts), np.float32)
-  num_cut = 0
-  for b, question in enumerate(questions):
-    texts = [None, solutions[b]]
-    texts += responses[b * group_size : (b + 1) * group_size]
-    found = []
-    for n in np.flatnonzero(is_needed_BN[b]):
-      if n == _ANCHOR:
-        found.append((n, maker.anchor_ids(question)))
-      else:
-        hint, is_cut = cut_hint(texts[n], maker, rules)
-        num_cut += is_cut
-        found.append((n, maker.teacher_ids(question, hint)))
+  for b in range(num_prompts):
+    found = [(n, make_ids(b, n)) for n in np.flatnonzero(is_needed_BN[b])]
     found.sort(key=lambda pair: -len(pair[1]))
     for m, (n, ids) in enumerate(found):
       contexts[b][m] = ids
@@ -179,4 +203,4 @@ def build_hints(
     anchor_BGM=mixed[0],
     positive_BGM=mixed[1],
     negative_BGM=mixed[2],
-  ), num_cut
+  )
