@@ -12,6 +12,7 @@ from flax import nnx
 from ogls_jax import sampling
 from ogls_jax.batches import PromptBatch, Rollouts
 from ogls_jax.mesh import num_row_shards
+from ogls_jax.models.transformer import unstacked
 
 # Tokens that a cache starts with room for; it doubles from there.
 _CACHE_TOKENS = 64
@@ -27,6 +28,7 @@ def make_sampler(
   eos_ids: tuple[int, ...],
   cache_tokens: int = _CACHE_TOKENS,
   min_rows: int = _MIN_ROWS,
+  is_unstacked: bool | None = None,
   **choice,
 ) -> Callable:
   """(params, frozen, prompts, key, limit_BG=None) -> Rollouts.
@@ -41,9 +43,14 @@ def make_sampler(
     eos_ids: tokens that end a rollout.
     cache_tokens: the cache begins with room for so many tokens.
     min_rows: rows are dropped down to so many on each shard of the rows.
+    is_unstacked: decoding has weights and caches of each layer by themselves, a
+      second copy of the weights; None: on CPUs, where a scan over the stacks
+      copies them for every token.
     **choice: temperature, top_k, top_p, min_p as for `choose_tokens`.
   """
   first_slots = min(cache_tokens, max_tokens)
+  if is_unstacked is None:
+    is_unstacked = jax.default_backend() == 'cpu'
 
   @jax.jit
   def begin(params, frozen, prompts, key, limit_BG):
@@ -55,9 +62,15 @@ def make_sampler(
       group_size=group_size,
       max_tokens=max_tokens,
       num_slots=first_slots,
+      is_unstacked=is_unstacked,
     )
 
-  def decode(params, frozen, prefix, own, rows, rollouts, smaller):
+  @jax.jit
+  def unstack(params, frozen):
+    decoder = nnx.merge(graphdef, params, frozen)
+    return unstacked(nnx.state(decoder.layers), decoder.settings.num_layers)
+
+  def decode(params, frozen, layers, prefix, own, rows, rollouts, smaller):
     return sampling.decode(
       nnx.merge(graphdef, params, frozen),
       prefix,
@@ -66,10 +79,11 @@ def make_sampler(
       rollouts,
       eos_ids=eos_ids,
       smaller=smaller,
+      layers=layers,
       **choice,
     )
 
-  decode = jax.jit(decode, static_argnums=6, donate_argnums=(3, 4, 5))
+  decode = jax.jit(decode, static_argnums=7, donate_argnums=(4, 5, 6))
   grow = jax.jit(sampling.grow, static_argnames='num_slots')
   compact = jax.jit(
     sampling.compact, static_argnames=('num_prompts', 'group_size')
@@ -80,6 +94,7 @@ def make_sampler(
   ) -> Rollouts:
     num_shards = num_row_shards()
     prefix, own, rows, rollouts = begin(params, frozen, prompts, key, limit_BG)
+    layers = unstack(params, frozen) if is_unstacked else None
     while True:
       smaller = tuple(
         sampling.halves(
@@ -89,7 +104,7 @@ def make_sampler(
         )
       )
       own, rows, rollouts, progress = decode(
-        params, frozen, prefix, own, rows, rollouts, smaller
+        params, frozen, layers, prefix, own, rows, rollouts, smaller
       )
       num_tokens, most, num_running = jax.device_get(progress).tolist()
       if most == 0 or num_tokens == max_tokens:

@@ -12,7 +12,6 @@ A decode step costs what it reads, so it should read what is needed and no more:
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +65,7 @@ def begin(
   group_size: int,
   max_tokens: int,
   num_slots: int,
+  is_unstacked: bool = False,
 ) -> tuple[Prefix, OwnCache, Rows, Rollouts]:
   """Reads the prompts; everything that `decode` starts from.
 
@@ -78,6 +78,7 @@ def begin(
     group_size: G.
     max_tokens: T of the result.
     num_slots: room in the cache for so many tokens.
+    is_unstacked: caches are tuples of one for each layer.
   """
   s = decoder.settings
   num_prompts = prompts.tokens_BP.shape[0]
@@ -94,7 +95,8 @@ def begin(
     empty(num_slots, s.head_size, 'LBGHTK'),
     jnp.int32(0),
   )
-
+  if is_unstacked:
+    prefix, own = prefix.unstacked(), own.unstacked()
   if limit_BG is None:
     limit_BG = jnp.full(shape_BG, max_tokens, jnp.int32)
   keys_BG = row_keys(key, prompts.uid_B, group_size)
@@ -149,6 +151,7 @@ def decode(
   *,
   eos_ids: tuple[int, ...],
   smaller: list[tuple[int, int]],
+  layers: tuple | None = None,
   **choice,
 ) -> tuple[OwnCache, Rows, Rollouts, jax.Array]:
   """Samples until the cache is full, all rows ended, or one of `smaller` fits.
@@ -164,6 +167,7 @@ def decode(
     rollouts: gets what the rows have at the end, at their places.
     eos_ids: tokens that end a row.
     smaller: shapes from `halves`.
+    layers: as for `Decoder.append`.
     **choice: as for `choose_tokens`.
 
   Returns:
@@ -186,19 +190,21 @@ def decode(
     return (own.length < num_slots) & (most > 0) & ~is_smaller
 
   def step(carry):
-    return _decode_token(decoder, prefix, *carry, eos_ids=eos_ids, **choice)
+    return _decode_token(
+      decoder, prefix, *carry, layers, eos_ids=eos_ids, **choice
+    )
 
   own, rows = jax.lax.while_loop(goes_on, step, (own, rows))
   progress = jnp.stack([own.length, *counts(rows.is_done_BG)])
   return own, rows, _put(rows, rollouts), progress
 
 
-def _decode_token(decoder, prefix, own, rows, *, eos_ids, **choice):
+def _decode_token(decoder, prefix, own, rows, layers, *, eos_ids, **choice):
   """(own, rows) with one more token; 0 where a row is done."""
   t = own.length
   shape_BG = rows.is_done_BG.shape
-  hidden_BG1D, new = decoder.continue_from(
-    rows.token_BG[..., None], prefix, own
+  hidden_BG1D, own = decoder.append(
+    rows.token_BG[..., None], prefix, own, layers
   )
   logits_R1V = project(flatten_rows(hidden_BG1D), decoder.unembedding_VD)
   key_R = jax.random.wrap_key_data(flatten_rows(rows.key_BG))
@@ -221,12 +227,6 @@ def _decode_token(decoder, prefix, own, rows, *, eos_ids, **choice):
     is_truncated_BG=rows.is_truncated_BG & ~is_eos_BG,
     response_BGT=rows.response_BGT.at[:, :, t].set(token_BG),
     log_prob_BGT=rows.log_prob_BGT.at[:, :, t].set(log_prob_BG),
-  )
-  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
-  own = OwnCache(
-    put(own.key_LBGHKT, new.key_LBGHKT, axis=5),
-    put(own.value_LBGHTK, new.value_LBGHTK, axis=4),
-    t + 1,
   )
   return own, rows
 
@@ -275,14 +275,20 @@ def compact(
     kept = jnp.take_along_axis(array, index, axis=axis + 1)
     return of_prompts(kept, axis)
 
+  def of_layers(function, cache, rank):
+    # Of a stack the first axis is that of layers.
+    return jax.tree.map(lambda a: function(a, a.ndim - rank), cache)
+
   return (
     Prefix(
-      of_prompts(prefix.key_LBHKP, 1),
-      of_prompts(prefix.value_LBHPK, 1),
+      of_layers(of_prompts, prefix.key_LBHKP, 4),
+      of_layers(of_prompts, prefix.value_LBHPK, 4),
       of_prompts(prefix.length_B),
     ),
     OwnCache(
-      of_rows(own.key_LBGHKT, 1), of_rows(own.value_LBGHTK, 1), own.length
+      of_layers(of_rows, own.key_LBGHKT, 5),
+      of_layers(of_rows, own.value_LBGHTK, 5),
+      own.length,
     ),
     jax.tree.map(of_rows, rows),
   )
@@ -297,7 +303,11 @@ def grow(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[OwnCache, Rows]:
     widths[axis] = (0, added)
     return jnp.pad(array, widths)
 
-  own = OwnCache(pad(own.key_LBGHKT, 5), pad(own.value_LBGHTK, 4), own.length)
+  own = OwnCache(
+    jax.tree.map(lambda key: pad(key, -1), own.key_LBGHKT),
+    jax.tree.map(lambda value: pad(value, -2), own.value_LBGHTK),
+    own.length,
+  )
   rows = dataclasses.replace(
     rows,
     response_BGT=pad(rows.response_BGT, 2),

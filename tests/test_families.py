@@ -1,5 +1,6 @@
 """Every family against transformers: random checkpoints that it wrote."""
 
+import functools
 import json
 
 import gguf
@@ -10,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from flax import nnx
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ogls_jax.errors import UserError
@@ -18,7 +20,7 @@ from ogls_jax.mesh import make_mesh
 from ogls_jax.models import hf_config, weights
 from ogls_jax.models.gguf_config import settings_from_gguf
 from ogls_jax.models.settings import Rope
-from ogls_jax.models.transformer import OwnCache, project
+from ogls_jax.models.transformer import OwnCache, project, unstacked
 
 NUM_TOKENS = 48
 SIZES = {
@@ -98,8 +100,8 @@ def full_logits(decoder, tokens_1T):
   return project(hidden[0], decoder.unembedding_VD)[0]
 
 
-@jax.jit
-def cached_logits(decoder, tokens_1T):
+@functools.partial(jax.jit, static_argnames='is_unstacked')
+def cached_logits(decoder, tokens_1T, is_unstacked=False):
   """Half as a padded prefix, the rest one by one from a cache with room."""
   half = NUM_TOKENS // 2
   padded = jnp.pad(tokens_1T[:, :half], ((0, 0), (0, 7)), constant_values=3)
@@ -108,13 +110,7 @@ def cached_logits(decoder, tokens_1T):
   heads = (s.num_layers, 1, 1, s.num_kv_heads)
 
   def step(own, token):
-    hidden, new = decoder.continue_from(token[None, None, None], prefix, own)
-    write = jax.lax.dynamic_update_slice_in_dim
-    own = OwnCache(
-      write(own.key_LBGHKT, new.key_LBGHKT, own.length, 5),
-      write(own.value_LBGHTK, new.value_LBGHTK, own.length, 4),
-      own.length + 1,
-    )
+    hidden, own = decoder.append(token[None, None, None], prefix, own, layers)
     return own, project(hidden[0], decoder.unembedding_VD)[0, 0]
 
   own = OwnCache(
@@ -122,6 +118,10 @@ def cached_logits(decoder, tokens_1T):
     jnp.zeros((*heads, NUM_TOKENS, s.head_size)),
     jnp.int32(0),
   )
+  layers = None
+  if is_unstacked:
+    layers = unstacked(nnx.state(decoder.layers), s.num_layers)
+    prefix, own = prefix.unstacked(), own.unstacked()
   return jax.lax.scan(step, own, tokens_1T[0, half:])[1]
 
 
@@ -132,7 +132,8 @@ def assert_parity(model, decoder, num_tokens=NUM_TOKENS):
     expected = model(torch.tensor(tokens)).logits[0].numpy()
   scale = np.abs(expected).max()
   tokens = jnp.asarray(tokens, jnp.int32)
-  for run in (full_logits, cached_logits):
+  unstacked_logits = functools.partial(cached_logits, is_unstacked=True)
+  for run in (full_logits, cached_logits, unstacked_logits):
     got = np.asarray(run(decoder, tokens))
     wanted = expected[-len(got) :]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * scale)

@@ -98,14 +98,21 @@ def test_rollouts_of_a_group_and_keys_differ():
   assert (rows != other).any(axis=1).all()
 
 
-@pytest.mark.parametrize('choice', [{}, {'top_k': 5, 'top_p': 0.9}])
+@pytest.mark.parametrize(
+  'choice',
+  [
+    {'is_unstacked': True},
+    {'is_unstacked': False, 'top_k': 5, 'top_p': 0.9},
+  ],
+)
 def test_tokens_do_not_depend_on_the_sizes_of_programs(choice, monkeypatch):
   # Limits like a long tail, so that rows of both prompts are dropped early.
   limit_BG = np.array([[2, 30, 3, 5], [1, 4, 2, 2]], np.int32)
   kwargs = {
     'group_size': 4, 'max_tokens': 30, 'eos_ids': (VOCAB,), 'limit_BG': limit_BG
   } | choice  # fmt: skip
-  plain = jax.device_get(sample(cache_tokens=30, min_rows=8, **kwargs))
+  stacked = kwargs | {'is_unstacked': False}
+  plain = jax.device_get(sample(cache_tokens=30, min_rows=8, **stacked))
   shapes = []
   compact = sampling.compact
 

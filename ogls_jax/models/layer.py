@@ -84,10 +84,11 @@ class Layer(nnx.Module):
       x_BGTD: its input.
       position_BT: absolute position of each token.
       frequency: of this layer's rotation, as from `Rope.frequencies`.
-      make_parts: (key, value) to all that can be attended to.
+      make_parts: (key_BGHKT, value_BGHTK) of these tokens to all that can be
+        attended to, and to what the caller keeps.
 
     Returns:
-      (x_BGTD, (key_BGHKT, value_BGHTK)): output, own keys and values.
+      (x_BGTD, kept): output, and what `make_parts` said.
     """
     s = self.settings
     y_BGTD = self._norm(x_BGTD, self.attention_norm)
@@ -102,11 +103,9 @@ class Layer(nnx.Module):
     key = rotate(key, position_BGT, frequency)
     key_BGHKT = jnp.transpose(key, (0, 1, 3, 4, 2))
     value_BGHTK = value.swapaxes(2, 3)
-    mixed = attend(
-      query,
-      make_parts(key_BGHKT, value_BGHTK),
-      scale=(s.query_size or s.head_size) ** -0.5,
-    )
+    parts, kept = make_parts(key_BGHKT, value_BGHTK)
+    scale = (s.query_size or s.head_size) ** -0.5
+    mixed = attend(query, parts, scale=scale)
     y_BGTD = self.o(mixed.reshape(*batch, -1))
     if s.has_post_norms:
       y_BGTD = self._norm(y_BGTD, self.post_attention_norm)
@@ -116,4 +115,4 @@ class Layer(nnx.Module):
     y_BGTD = self.down(gated_BGTF)
     if s.has_post_norms:
       y_BGTD = self._norm(y_BGTD, self.post_mlp_norm)
-    return x_BGTD + y_BGTD, (key_BGHKT, value_BGHTK)
+    return x_BGTD + y_BGTD, kept

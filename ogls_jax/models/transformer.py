@@ -7,7 +7,11 @@ under one softmax. Three uses:
 
   read(tokens, lengths)              -> Prefix
   continue_from(tokens, prefix)      -> hidden states of whole continuations
-  continue_from(tokens, prefix, own) -> the same, a few tokens at a time
+  append(tokens, prefix, own)        -> the same, a few tokens at a time
+
+Layers are stacked and run by a scan. On CPUs that copies each layer's weights
+and cache out of their stacks for every token, so decoding there has them as
+tuples of L entries (`unstacked`) and runs them one after another.
 """
 
 import dataclasses
@@ -37,16 +41,24 @@ LORA_TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 )
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-  """Keys and values of B prefixes; entries at or past length_B are ignored."""
+  """Keys and values of B prefixes; entries at or past length_B are ignored.
 
-  key_LBHKP: jax.Array
-  value_LBHPK: jax.Array
+  Stacked, or tuples of L arrays.
+  """
+
+  key_LBHKP: jax.Array | tuple[jax.Array, ...]
+  value_LBHPK: jax.Array | tuple[jax.Array, ...]
   length_B: jax.Array
 
   @property
   def num_slots(self) -> int:
     """P, padding included."""
-    return self.key_LBHKP.shape[-1]
+    return jax.tree.leaves(self.key_LBHKP)[0].shape[-1]
+
+  def unstacked(self) -> 'Prefix':
+    """The same with tuples."""
+    key, value = tuple(self.key_LBHKP), tuple(self.value_LBHPK)
+    return Prefix(key, value, self.length_B)
 
 
 @functools.partial(
@@ -56,16 +68,33 @@ class Prefix:
 )
 @dataclasses.dataclass(frozen=True)
 class OwnCache:
-  """Keys and values of each continuation's own first `length` tokens."""
+  """Keys and values of each continuation's own first `length` tokens.
 
-  key_LBGHKT: jax.Array
-  value_LBGHTK: jax.Array
+  Stacked, or tuples of L arrays.
+  """
+
+  key_LBGHKT: jax.Array | tuple[jax.Array, ...]
+  value_LBGHTK: jax.Array | tuple[jax.Array, ...]
   length: jax.Array
 
   @property
   def num_slots(self) -> int:
     """T, room for later tokens included."""
-    return self.key_LBGHKT.shape[-1]
+    return jax.tree.leaves(self.key_LBGHKT)[0].shape[-1]
+
+  def unstacked(self) -> 'OwnCache':
+    """The same with tuples."""
+    key, value = tuple(self.key_LBGHKT), tuple(self.value_LBGHTK)
+    return OwnCache(key, value, self.length)
+
+
+def unstacked(tree, num_layers: int) -> tuple:
+  """L trees of a tree of arrays [L, ...]."""
+
+  def take(layer):
+    return jax.tree.map(lambda array: array[layer], tree)
+
+  return tuple(map(take, range(num_layers)))
 
 
 def last_tokens(tokens_BP: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -148,6 +177,37 @@ class Decoder(nnx.Module):
     """
     return self._run(tokens_BGT, prefix, own)
 
+  def append(
+    self,
+    tokens_BGT: jax.Array,
+    prefix: Prefix,
+    own: OwnCache,
+    layers: tuple | None = None,
+  ) -> tuple[jax.Array, OwnCache]:
+    """`continue_from` that also writes the tokens into a cache with room.
+
+    Args:
+      tokens_BGT: the next T tokens of each continuation.
+      prefix: as for `continue_from`.
+      own: each continuation's earlier tokens, and room for these.
+      layers: the states of the layers, as from `unstacked`; prefix and own are
+        then tuples, too.
+
+    Returns:
+      (hidden_BGTD, own).
+    """
+    if layers is None:
+      hidden_BGTD, new = self._run(tokens_BGT, prefix, own)
+      key, value = _write(
+        (own.key_LBGHKT, own.value_LBGHTK),
+        (new.key_LBGHKT, new.value_LBGHTK),
+        own.length,
+      )
+    else:
+      hidden_BGTD, new = self._run(tokens_BGT, prefix, own, layers)
+      key, value = new.key_LBGHKT, new.value_LBGHTK
+    return hidden_BGTD, OwnCache(key, value, own.length + new.length)
+
   def score(
     self, tokens_BP: jax.Array, length_B: jax.Array, response_BGT: jax.Array
   ) -> jax.Array:
@@ -181,7 +241,12 @@ class Decoder(nnx.Module):
     hidden_BGTD, _ = self.continue_from(inputs_BGT, prefix)
     return hidden_BGTD
 
-  def _run(self, tokens_BGT, prefix, own):
+  def _run(self, tokens_BGT, prefix, own, layers=None):
+    """(states, keys and values): those of the new tokens, or all with `layers`.
+
+    A cache of one layer can be written before it is read, so that attention has
+    one part less; writing to a stack would copy it.
+    """
     s = self.settings
     num_tokens = tokens_BGT.shape[2]
     start_B = jnp.zeros(tokens_BGT.shape[0], jnp.int32)
@@ -190,17 +255,22 @@ class Decoder(nnx.Module):
     if own is not None:
       start_B += own.length
     position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
-    spans = _spans(position_BT, prefix, own)
+    is_written = layers is not None
+    spans = _spans(position_BT, prefix, own, is_written)
     graphdef, stack = nnx.split(self.layers)
 
     def layer(x_BGTD, inputs):
       weights, prefix_kv, own_kv, frequency, window = inputs
 
       def make_parts(key_BGHKT, value_BGHTK):
-        pairs = [(key_BGHKT, value_BGHTK), prefix_kv, own_kv]
+        kept, earlier = (key_BGHKT, value_BGHTK), own_kv
+        if is_written:
+          kept, earlier = _write(own_kv, kept, own.length), None
+        pairs = [kept, prefix_kv, earlier]
         pairs = [pair for pair in pairs if pair is not None]
         masks = [in_reach(*span, window)[:, None] for span in spans]
-        return [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
+        parts = [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
+        return parts, kept
 
       x_BGTD, kv = nnx.merge(graphdef, weights)(
         x_BGTD, position_BT, frequency, make_parts
@@ -214,30 +284,58 @@ class Decoder(nnx.Module):
     x_BGTD *= jnp.asarray(s.embedding_scale, self.dtype)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
     own_kv = own and (own.key_LBGHKT, own.value_LBGHTK)
-    x_BGTD, (key, value) = jax.lax.scan(
-      layer,
-      shard(x_BGTD, 'BGTD'),
-      (stack, prefix_kv, own_kv, *layer_constants(s)),
-    )
+    x_BGTD, constants = shard(x_BGTD, 'BGTD'), layer_constants(s)
+    if layers is None:
+      inputs = (stack, prefix_kv, own_kv, *constants)
+      x_BGTD, (key, value) = jax.lax.scan(layer, x_BGTD, inputs)
+    else:
+      pairs = []
+      for weights, prefix_pair, own_pair, of_layer in zip(
+        layers,
+        zip(*prefix_kv, strict=True),
+        zip(*own_kv, strict=True),
+        unstacked(constants, s.num_layers),
+        strict=True,
+      ):
+        inputs = (weights, prefix_pair, own_pair, *of_layer)
+        x_BGTD, pair = layer(x_BGTD, inputs)
+        pairs.append(pair)
+      key, value = zip(*pairs, strict=True)
     hidden_BGTD = rms_norm(
       x_BGTD, self.final_norm[...], s.norm_eps, s.norm_offset
     )
     return hidden_BGTD, OwnCache(key, value, jnp.int32(num_tokens))
 
 
-def _spans(position_BT, prefix, own):
+def _write(into, kv, length):
+  """(key, value) with those of new tokens at `length`."""
+  put = functools.partial(
+    jax.lax.dynamic_update_slice_in_dim, start_index=length
+  )
+  (key, value), (new_key, new_value) = into, kv
+  return (
+    put(key, new_key, axis=key.ndim - 1),
+    put(value, new_value, axis=value.ndim - 2),
+  )
+
+
+def _spans(position_BT, prefix, own, is_written):
   """(distance_BTS, is_there_BTS) of new tokens, prefix and earlier own ones.
 
-  The distance says how far a key lies before a query.
+  The distance says how far a key lies before a query. Where the new tokens are
+  written into the cache already, the first span is that of the cache.
   """
   num_tokens = position_BT.shape[1]
-  new_1TT = distances(num_tokens, num_tokens, 0)[None]
+  num_slots, start = num_tokens, 0
+  if is_written:
+    num_slots, start = own.num_slots, own.length
+  new_1TT = distances(num_tokens, num_slots, start)[None]
   spans = [(new_1TT, new_1TT >= 0)]
   if prefix is not None:
     place_11P = jnp.arange(prefix.num_slots)[None, None]
     is_there_B1P = place_11P < prefix.length_B[:, None, None]
     spans.append((position_BT[..., None] - place_11P, is_there_B1P))
-  if own is not None:
+  if own is not None and not is_written:
     after_1TS = distances(num_tokens, own.num_slots, own.length)[None]
     is_there_11S = (jnp.arange(own.num_slots) < own.length)[None, None]
     spans.append((after_1TS, is_there_11S))
