@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ogls_jax.models.attention import attend, rms_norm, rotate
+from ogls_jax.models.attention import attend, rms_norm, rotate, turns
 from ogls_jax.models.settings import Rope
 from ogls_jax.models.transformer import project
 from tests.small import SETTINGS, VOCAB, make_decoder, naive_hidden
@@ -160,7 +160,8 @@ def test_rope_depends_on_the_distance_only():
 
   def score(at_q, at_k):
     q_at, k_at = (
-      rotate(x, jnp.array([at]), frequency) for x, at in ((q, at_q), (k, at_k))
+      rotate(x, turns(jnp.array([at]), frequency))
+      for x, at in ((q, at_q), (k, at_k))
     )
     return float((q_at * k_at).sum())
 

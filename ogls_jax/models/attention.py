@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def rms_norm(
@@ -19,20 +20,31 @@ def rms_norm(
   return (x32 * jax.lax.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
-def rotate(
-  x: jax.Array, position: jax.Array, frequency: jax.Array
-) -> jax.Array:
-  """Rotates the two halves of the last axis, in float32.
+def turns(
+  position: jax.Array, frequency: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of each position's angles, float32 [..., K / 2].
 
   Args:
-    x: [..., heads (any number of axes), K]; leading axes as `position`.
     position: int32, the absolute position of each token.
     frequency: [K / 2], as from `Rope.frequencies`.
   """
-  frequency = jnp.expand_dims(frequency, range(position.ndim))
+  frequency = np.expand_dims(frequency, tuple(range(position.ndim)))
   angle = position.astype(jnp.float32)[..., None] * frequency
-  angle = jnp.expand_dims(angle, tuple(range(position.ndim, x.ndim - 1)))
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotates the two halves of the last axis, in float32.
+
+  Args:
+    x: [..., heads (any number of axes), K].
+    turn: from `turns`; its leading axes broadcast to those of x.
+  """
+  cos, sin = (
+    jnp.expand_dims(array, tuple(range(array.ndim - 1, x.ndim - 1)))
+    for array in turn
+  )
   left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = [left * cos - right * sin, right * cos + left * sin]
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -77,13 +77,12 @@ class Layer(nnx.Module):
     s = self.settings
     return rms_norm(x, weight[...], s.norm_eps, s.norm_offset)
 
-  def __call__(self, x_BGTD, position_BT, frequency, make_parts):
+  def __call__(self, x_BGTD, turn, make_parts):
     """One layer.
 
     Args:
       x_BGTD: its input.
-      position_BT: absolute position of each token.
-      frequency: of this layer's rotation, as from `Rope.frequencies`.
+      turn: of each token, from `turns`, [B, 1, T, K / 2] each.
       make_parts: (key_BGHKT, value_BGHTK) of these tokens to all that can be
         attended to, and to what the caller keeps.
 
@@ -98,9 +97,7 @@ class Layer(nnx.Module):
     value = self.v(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
     if s.has_qk_norm:
       query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
-    position_BGT = jnp.broadcast_to(position_BT[:, None], batch)
-    query = rotate(query, position_BGT, frequency)
-    key = rotate(key, position_BGT, frequency)
+    query, key = rotate(query, turn), rotate(key, turn)
     key_BGHKT = jnp.transpose(key, (0, 1, 3, 4, 2))
     value_BGHTK = value.swapaxes(2, 3)
     parts, kept = make_parts(key_BGHKT, value_BGHTK)

@@ -80,23 +80,24 @@ class DecoderSettings:
 
 def layer_constants(
   settings: DecoderSettings,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """What differs between layers.
 
   Returns:
-    (frequencies, windows): float32 [L, K / 2] and int32 [L], the latter None
-    where no layer has a window.
+    (frequencies, rope_L, windows): the distinct rotations, as from
+    `Rope.frequencies`, float32 [R, K / 2]; which of them each layer has, int32
+    [L]; and int32 [L], None where no layer has a window.
   """
   s = settings
   windows = s.windows or (0,) * s.num_layers
   local = s.local_rope or s.rope
-  frequencies = np.stack(
-    [
-      (local if window else s.rope).frequencies(s.head_size)
-      for window in windows
-    ]
+  ropes = list(dict.fromkeys(local if w else s.rope for w in windows))
+  frequencies = np.stack([rope.frequencies(s.head_size) for rope in ropes])
+  rope_L = np.array(
+    [ropes.index(local if w else s.rope) for w in windows], np.int32
   )
   if not any(windows):
-    return frequencies, None
+    return frequencies, rope_L, None
   everything = np.iinfo(np.int32).max
-  return frequencies, np.array([w or everything for w in windows], np.int32)
+  reach = np.array([w or everything for w in windows], np.int32)
+  return frequencies, rope_L, reach

@@ -27,6 +27,7 @@ from ogls_jax.models.attention import (
   einsum_float32,
   in_reach,
   rms_norm,
+  turns,
 )
 from ogls_jax.models.layer import Layer
 from ogls_jax.models.settings import DecoderSettings, layer_constants
@@ -257,10 +258,14 @@ class Decoder(nnx.Module):
     position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
     is_written = layers is not None
     spans = _spans(position_BT, prefix, own, is_written)
+    frequencies, *constants = layer_constants(s)
+    # Once for all layers: each has every head take the cosine of each angle.
+    of_ropes = [turns(position_BT[:, None], rope) for rope in frequencies]
+    turn_R = jax.tree.map(lambda *arrays: jnp.stack(arrays), *of_ropes)
     graphdef, stack = nnx.split(self.layers)
 
     def layer(x_BGTD, inputs):
-      weights, prefix_kv, own_kv, frequency, window = inputs
+      weights, prefix_kv, own_kv, rope, window = inputs
 
       def make_parts(key_BGHKT, value_BGHTK):
         kept, earlier = (key_BGHKT, value_BGHTK), own_kv
@@ -273,7 +278,7 @@ class Decoder(nnx.Module):
         return parts, kept
 
       x_BGTD, kv = nnx.merge(graphdef, weights)(
-        x_BGTD, position_BT, frequency, make_parts
+        x_BGTD, jax.tree.map(lambda array: array[rope], turn_R), make_parts
       )
       return shard(x_BGTD, 'BGTD'), kv
 
@@ -284,7 +289,7 @@ class Decoder(nnx.Module):
     x_BGTD *= jnp.asarray(s.embedding_scale, self.dtype)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
     own_kv = own and (own.key_LBGHKT, own.value_LBGHTK)
-    x_BGTD, constants = shard(x_BGTD, 'BGTD'), layer_constants(s)
+    x_BGTD = shard(x_BGTD, 'BGTD')
     if layers is None:
       inputs = (stack, prefix_kv, own_kv, *constants)
       x_BGTD, (key, value) = jax.lax.scan(layer, x_BGTD, inputs)
