@@ -15,18 +15,19 @@ means and under the steered target, in three places:
 A target that teaches raises the first without lowering the others.
 """
 
+import contextlib
 import re
 
 import jax
 import numpy as np
 from flax import nnx
 
-from ogls_jax import build, cli, data, rounds, step, teacher, warmup
-from ogls_jax import train as train_lib
+from ogls_jax import build, cli, data, programs, rounds, step, teacher, warmup
 from ogls_jax.batches import flatten_rows, unflatten_rows
 from ogls_jax.mesh import make_mesh
 from ogls_jax.models.transformer import project
 from ogls_jax.questions import load_questions
+from ogls_jax.tasks.grading import Grader
 from ogls_jax.validate import validate
 
 _NUM_QUESTIONS = 64
@@ -89,7 +90,8 @@ def main():
   maker = build.load_maker(config)
   questions, _, _ = load_questions(config, maker)
   mesh = make_mesh(dict(config.mesh))
-  with jax.set_mesh(mesh):
+  grader = contextlib.closing(Grader(config.data.task))
+  with jax.set_mesh(mesh), grader as grader:
     settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
     base = build.base_model(config, settings, mesh)
     folder = warmup.folder_of(config, '.')
@@ -109,14 +111,17 @@ def main():
     )
     round_ = rounds.sampled_round(
       next(iterator),
-      lambda prompts: roll(state, base.frozen, prompts),
+      lambda prompts, meanwhile: roll(
+        state, base.frozen, prompts, meanwhile=meanwhile
+      ),
       maker,
-      train_lib.round_rules(
+      programs.round_rules(
         config,
-        sizes,
+        sizes.group_size,
         build.objective(config, eos_ids=maker.tokenizer.eos_ids),
       ),
       mesh,
+      grader,
     )
     batch, hints = round_.batch, round_.batch.hints
     decoder = nnx.merge(base.graphdef, base.params)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from ogls_jax import mesh as mesh_lib
-from ogls_jax.batches import Rollouts
+from ogls_jax.answers import Answers
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import uids_of
-from ogls_jax.tasks.grading import check_answers
+from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
 
@@ -35,26 +35,13 @@ def mean_interval(values_Q: np.ndarray) -> Interval:
   return Interval(mean, mean - 1.96 * error, mean + 1.96 * error)
 
 
-def decode_responses(rollouts: Rollouts, maker: PromptMaker) -> list[str]:
-  """Text of host-side rollouts, the end-of-sequence token left out."""
-  texts = []
-  for ids, length, is_cut in zip(
-    rollouts.response_RT,
-    rollouts.length_R,
-    rollouts.is_truncated_R,
-    strict=True,
-  ):
-    texts.append(maker.tokenizer.decode(ids[: length - (not is_cut)].tolist()))
-  return texts
-
-
 def evaluate(
   sample: Callable,
   questions: list[Question],
   maker: PromptMaker,
   mesh,
   *,
-  task: str,
+  grader: Grader,
   batch_questions: int,
   bucket_tokens: int,
 ) -> np.ndarray:
@@ -66,11 +53,11 @@ def evaluate(
       first question, which are not counted.
     maker: renders prompts and decodes responses.
     mesh: where batches go.
-    task: how to grade.
+    grader: of the task; it grades one batch while the next is sampled.
     batch_questions: questions sampled at a time.
     bucket_tokens: prompts are padded to a multiple of this.
   """
-  shares = []
+  batches = []
   for start in range(0, len(questions), batch_questions):
     chunk = questions[start : start + batch_questions]
     filled = chunk + [chunk[0]] * (batch_questions - len(chunk))
@@ -78,9 +65,14 @@ def evaluate(
       filled, uids_of(filled), maker, bucket_tokens=bucket_tokens
     )
     rollouts = jax.device_get(sample(mesh_lib.put_batch(prompts, mesh)))
-    texts = decode_responses(rollouts, maker)
-    num_samples = len(texts) // len(filled)
-    graded = [q for q in filled for _ in range(num_samples)]
-    is_correct_R = check_answers(texts, graded, task=task)
-    shares.append(is_correct_R.reshape(-1, num_samples).mean(1)[: len(chunk)])
-  return np.concatenate(shares)
+    num_samples = len(rollouts.length_R) // len(filled)
+    graded = [q for q in chunk for _ in range(num_samples)]
+    answers = Answers(graded, maker.tokenizer, grader)
+    answers.take_all(rollouts)
+    batches.append((answers, num_samples))
+  return np.concatenate(
+    [
+      answers.wait()[1].reshape(-1, num_samples).mean(1)
+      for answers, num_samples in batches
+    ]
+  )

@@ -82,15 +82,16 @@ def blockwise_divergence(
       **divergence,
     )
 
-  loss, sums = _divergence(
-    block_sums,
-    block_tokens,
-    student_hidden_RTD,
-    student_unembedding_VD,
-    jax.lax.stop_gradient(teacher_unembedding_VD),
-    jax.lax.stop_gradient(steered_hidden_RTD),
-    token_mask_RT,
-  )
+  with jax.named_scope('loss'):
+    loss, sums = _divergence(
+      block_sums,
+      block_tokens,
+      student_hidden_RTD,
+      student_unembedding_VD,
+      jax.lax.stop_gradient(teacher_unembedding_VD),
+      jax.lax.stop_gradient(steered_hidden_RTD),
+      token_mask_RT,
+    )
   sums = jax.lax.stop_gradient(sums)
   return sums | {'loss': (loss, sums['loss'][1])}
 
@@ -168,7 +169,8 @@ def token_log_probs(
     entropy_RT = -(jnp.exp(log_prob_RTV) * log_prob_RTV).sum(-1)
     return (), (chosen_RT1[..., 0], entropy_RT)
 
-  _, (log_prob_RT, entropy_RT) = _over_blocks(
-    of_block, (hidden_RTD, token_RT), block_tokens
-  )
+  with jax.named_scope('loss'):
+    _, (log_prob_RT, entropy_RT) = _over_blocks(
+      of_block, (hidden_RTD, token_RT), block_tokens
+    )
   return log_prob_RT, jax.lax.stop_gradient(entropy_RT)

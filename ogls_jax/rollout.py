@@ -31,10 +31,13 @@ def make_sampler(
   is_unstacked: bool | None = None,
   **choice,
 ) -> Callable:
-  """(params, frozen, prompts, key, limit_BG=None) -> Rollouts.
+  """(params, frozen, prompts, key, limit_BG=None, meanwhile=None) -> Rollouts.
 
   The same key, question and rollout index give the same token, up to the
   rounding of logits, in any batch, whatever `cache_tokens` and `min_rows` are.
+
+  `meanwhile` is called each time that the device has begun to decode: first
+  with None, then with what the rollouts were when it stopped last, on the host.
 
   Args:
     graphdef: of the decoder; params and frozen complete it.
@@ -90,9 +93,14 @@ def make_sampler(
   )
 
   def sample(
-    params, frozen, prompts: PromptBatch, key: jax.Array, limit_BG=None
+    params,
+    frozen,
+    prompts: PromptBatch,
+    key: jax.Array,
+    limit_BG: jax.Array | None = None,
+    meanwhile: Callable[[Rollouts | None], None] | None = None,
   ) -> Rollouts:
-    num_shards = num_row_shards()
+    num_shards, so_far = num_row_shards(), None
     prefix, own, rows, rollouts = begin(params, frozen, prompts, key, limit_BG)
     layers = unstack(params, frozen) if is_unstacked else None
     while True:
@@ -106,6 +114,8 @@ def make_sampler(
       own, rows, rollouts, progress = decode(
         params, frozen, layers, prefix, own, rows, rollouts, smaller
       )
+      if meanwhile:
+        meanwhile(so_far)
       num_tokens, most, num_running = jax.device_get(progress).tolist()
       if most == 0 or num_tokens == max_tokens:
         return rollouts
@@ -117,5 +127,7 @@ def make_sampler(
       else:
         slots = min(2 * own.num_slots, max_tokens)
         own, rows = grow(own, rows, num_slots=slots)
+      if meanwhile:  # before `decode` takes the buffers
+        so_far = jax.device_get(rollouts)
 
   return sample

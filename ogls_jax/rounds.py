@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from ogls_jax import hints as hints_lib
+from ogls_jax.answers import Answers
 from ogls_jax.batches import LossBatch
-from ogls_jax.evaluation import decode_responses
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.mesh import put_batch
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import solution_of, uids_of
-from ogls_jax.tasks.grading import check_answers
+from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
 
@@ -23,7 +23,6 @@ class RoundRules:
   """What a round needs to know of the config; names are those of its keys."""
 
   method: str
-  task: str
   group_size: int
   is_distilled: bool
   response_tokens: int
@@ -35,11 +34,19 @@ class RoundRules:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-  """A loss batch on devices, the host's metrics of it, rollouts to log."""
+  """A loss batch, and what the host knows of it.
+
+  Attributes:
+    batch: on devices.
+    values: metrics.
+    samples: rollouts to log.
+    ends: of its stages, by name, in order (`time.monotonic`).
+  """
 
   batch: LossBatch
   values: dict[str, float]
   samples: list[dict]
+  ends: dict[str, float]
 
 
 def sampled_round(
@@ -48,19 +55,36 @@ def sampled_round(
   maker: PromptMaker,
   rules: RoundRules,
   mesh,
+  grader: Grader,
 ) -> Round:
-  """Samples with `rollout` (PromptBatch -> Rollouts), grades, adds hints."""
-  began = time.monotonic()
+  """Samples, grades what ends while the rest goes on, and adds hints.
+
+  Args:
+    questions: B questions.
+    rollout: (PromptBatch, meanwhile) -> Rollouts; the latter as for
+      `rollout.make_sampler`.
+    maker: renders prompts and decodes responses.
+    rules: of the config.
+    mesh: where the batch goes.
+    grader: of the task.
+  """
   uids = uids_of(questions)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
   )
-  rollouts = jax.device_get(rollout(put_batch(prompts, mesh)))
-  sampled = time.monotonic()
-  responses = decode_responses(rollouts, maker)
   graded = [q for q in questions for _ in range(rules.group_size)]
-  is_correct_R = check_answers(responses, graded, task=rules.task)
-  graded_at = time.monotonic()
+  answers = Answers(graded, maker.tokenizer, grader)
+
+  def meanwhile(so_far):
+    if so_far is not None:
+      answers.take_ended(so_far)
+
+  rollouts = jax.device_get(rollout(put_batch(prompts, mesh), meanwhile))
+  ends = {'sampling': time.monotonic()}
+  with jax.profiler.TraceAnnotation('grading'):
+    answers.take_all(rollouts)
+    responses, is_correct_R = answers.wait()
+  ends['grading'] = time.monotonic()
   is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
   is_scored_R = np.ones_like(is_correct_R)
   hints, num_cut = None, 0
@@ -90,9 +114,6 @@ def sampled_round(
     'response_tokens_mean': float(rollouts.length_R.mean()),
     'truncated_fraction': float(rollouts.is_truncated_R.mean()),
     'hints_cut': float(num_cut),
-    'seconds_sampling': sampled - began,
-    'seconds_grading': graded_at - sampled,
-    'seconds_hints': time.monotonic() - graded_at,
     'response_tokens': float(rollouts.length_R.sum()),
   }
   samples = [
@@ -108,7 +129,9 @@ def sampled_round(
       graded, responses, is_correct_R, is_scored_R, strict=True
     )
   ]
-  return Round(put_batch(batch, mesh), values, samples)
+  batch = put_batch(batch, mesh)
+  ends['hints'] = time.monotonic()
+  return Round(batch, values, samples, ends)
 
 
 def _solutions(questions, rules):
@@ -174,4 +197,4 @@ def solution_round(
     'response_tokens_mean': float(rollouts.length_R.mean()),
     'response_tokens': float(rollouts.length_R.sum()),
   }
-  return Round(put_batch(batch, mesh), values, [])
+  return Round(put_batch(batch, mesh), values, [], {})

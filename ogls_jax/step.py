@@ -68,19 +68,23 @@ class Objective:
 
 
 def make_rollout_step(graphdef: nnx.GraphDef, **sampler) -> Callable:
-  """(state, frozen, prompts) -> Rollouts; `sampler` as for `make_sampler`.
+  """(state, frozen, prompts, meanwhile=None) -> Rollouts.
 
-  The key is fold_in(state.key, state.step), so a resumed run samples the same.
+  `sampler` and `meanwhile` are as for `make_sampler`. The key is
+  fold_in(state.key, state.step), so a resumed run samples the same.
   """
 
   sample = rollout.make_sampler(graphdef, **sampler)
   step_key = jax.jit(jax.random.fold_in)
 
   def rollout_step(
-    state: TrainState, frozen: Any, prompts: PromptBatch
+    state: TrainState,
+    frozen: Any,
+    prompts: PromptBatch,
+    meanwhile: Callable | None = None,
   ) -> Rollouts:
     key = step_key(state.key, state.step)
-    return sample(state.params, frozen, prompts, key)
+    return sample(state.params, frozen, prompts, key, meanwhile=meanwhile)
 
   return rollout_step
 
@@ -102,19 +106,21 @@ def steered_hidden(
     variant=variant,
   )
   response_BGT = unflatten_rows(batch.response_RT, weights_BGM.shape[0])
-  hidden_BGTD = teacher.pooled_states(
-    teacher_model, hints, weights_BGM, response_BGT
-  )
+  with jax.named_scope('teacher'):
+    hidden_BGTD = teacher.pooled_states(
+      teacher_model, hints, weights_BGM, response_BGT
+    )
   return flatten_rows(hidden_BGTD)
 
 
-def _score(model: Decoder, batch: LossBatch) -> jax.Array:
+def _score(name: str, model: Decoder, batch: LossBatch) -> jax.Array:
   """Hidden states along each response, after the plain prompt. [R, T, D]."""
   prompts = batch.prompts
   response_BGT = unflatten_rows(batch.response_RT, prompts.length_B.shape[0])
-  return flatten_rows(
-    model.score(prompts.tokens_BP, prompts.length_B, response_BGT)
-  )
+  with jax.named_scope(name):
+    return flatten_rows(
+      model.score(prompts.tokens_BP, prompts.length_B, response_BGT)
+    )
 
 
 def loss_sums(
@@ -128,7 +134,7 @@ def loss_sums(
   """All of a microbatch's (sum, count) metrics; `loss` and `tail_loss` carry
   the gradient, into the student only."""
   o = objective
-  hidden_RTD = _score(student, batch)
+  hidden_RTD = _score('student', student, batch)
   sums = {}
   if not o.is_distilled or o.tail_weight:
     at_sampling = o.method == 'grpo'
@@ -162,7 +168,7 @@ def loss_sums(
     base_log_prob_RT = None
     if o.has_teacher:
       base_log_prob_RT, _ = loss_blocks.token_log_probs(
-        hidden_RTD=_score(teacher_model, batch),
+        hidden_RTD=_score('teacher', teacher_model, batch),
         unembedding_VD=teacher_model.unembedding_VD,
         token_RT=batch.response_RT,
         block_tokens=o.block_tokens,
@@ -282,14 +288,15 @@ def make_distill_step(
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
       (grads, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     learning_rate = schedule(state.step)
-    state, grad_norm = _update(
-      state,
-      grads,
-      optimizer,
-      learning_rate,
-      has_tokens=num_tokens + num_tail * (objective.tail_weight > 0) > 0,
-      ema_decay=ema_decay,
-    )
+    with jax.named_scope('update'):
+      state, grad_norm = _update(
+        state,
+        grads,
+        optimizer,
+        learning_rate,
+        has_tokens=num_tokens + num_tail * (objective.tail_weight > 0) > 0,
+        ema_decay=ema_decay,
+      )
     one = jnp.float32(1)
     sums['grad_norm'] = (grad_norm, one)
     sums['learning_rate'] = (learning_rate, one)

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 
 from ogls_jax import hints as hints_lib
+from ogls_jax import programs, rounds
 from ogls_jax import prompts as prompts_lib
-from ogls_jax import rounds, train
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import single_device_mesh
 from ogls_jax.questions import uids_of
 from ogls_jax.step import Objective
 from ogls_jax.tasks.question import Question
-from ogls_jax.validate import Sizes
 from tests.test_train import small_config
 
 RULES = hints_lib.HintRules(
@@ -235,7 +234,7 @@ def test_a_kd_teacher_reads_its_own_prompt(maker):
 
 def test_kd_on_solutions_has_one_row_a_question(maker):
   config = small_config(method='kd', prompt__bucket_tokens=4)
-  rules = train.round_rules(config, Sizes(1, False), Objective('kd'))
+  rules = programs.round_rules(config, 1, Objective('kd'))
   questions = [Question(f'q{i}', f'{i} + 1', '1', 'a' * i) for i in (1, 2)]
   batch = rounds.solution_round(
     questions, maker, rules, single_device_mesh()

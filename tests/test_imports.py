@@ -8,6 +8,7 @@ ORDER = """
   errors cache_dir json_file numerics batches mesh
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
+  answers
   data
   models.locate models.settings models.attention models.quantize models.lora
   models.layer models.transformer
@@ -15,7 +16,8 @@ ORDER = """
   models.shards models.tensor_files models.weights
   prompts token_choice sampling rollout hints teacher steering
   loss loss_blocks loss_masks optimizer metrics checkpoint workdir step
-  validate questions build evaluation rounds warmup runs cli train export
+  validate questions build evaluation rounds warmup runs
+  programs reporting profile loop cli train export
 """.split()  # noqa: SIM905 - the lines group what belongs together
 
 

@@ -91,6 +91,32 @@ def test_tokens_do_not_depend_on_the_batch_or_its_padding():
   np.testing.assert_array_equal(alone.response_RT, together.response_RT[:2])
 
 
+def test_the_host_sees_what_has_ended_while_the_device_goes_on():
+  limit_BG = np.array([[2, 30, 3, 5], [1, 4, 2, 2]], np.int32)
+  graphdef, params, frozen = nnx.split(make_decoder(), nnx.Param, ...)
+  sampler = rollout.make_sampler(
+    graphdef, group_size=4, max_tokens=32, eos_ids=(0, 9), temperature=1.3,
+    cache_tokens=4, min_rows=1,
+  )  # fmt: skip
+  seen = []
+  rollouts = sampler(
+    params, frozen, PROMPTS, jax.random.key(0), limit_BG, seen.append
+  )
+  rollouts = jax.device_get(rollouts)
+  assert seen[0] is None and len(seen) > 3
+  for so_far in seen[1:]:
+    assert isinstance(so_far.length_R, np.ndarray)
+    for row, length in enumerate(so_far.length_R):
+      np.testing.assert_array_equal(
+        so_far.response_RT[row, :length], rollouts.response_RT[row, :length]
+      )
+    ended_R = ~so_far.is_truncated_R
+    np.testing.assert_array_equal(
+      so_far.length_R[ended_R], rollouts.length_R[ended_R]
+    )
+  assert (~seen[-1].is_truncated_R).any() and (seen[-1].length_R > 0).all()
+
+
 def test_rollouts_of_a_group_and_keys_differ():
   rows = np.array(sample(eos_ids=(VOCAB,)).response_RT)
   assert len({tuple(row) for row in rows}) == 6

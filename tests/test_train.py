@@ -10,12 +10,15 @@ from ogls_jax import (
   checkpoint,
   mesh,
   metrics,
+  programs,
+  reporting,
   rounds,
   runs,
   train,
   warmup,
 )
 from ogls_jax.errors import UserError
+from ogls_jax.tasks.grading import Grader
 from tests.small import tree_max_difference
 
 
@@ -91,7 +94,7 @@ def test_a_run_leaves_what_the_docs_say(finished):
   }  # fmt: skip
   rows = read_rows(workdir / 'metrics.jsonl')
   assert [row['step'] for row in rows] == [1, 2, 3, 4]
-  assert all(set(row) == {'step', *train.METRICS} for row in rows)
+  assert all(set(row) == {'step', *reporting.METRICS} for row in rows)
   assert all(row['strength'] == 1.0 for row in rows)
   assert {row['step'] for row in read_rows(workdir / 'samples.jsonl')} == {
     1, 2, 4,
@@ -117,7 +120,7 @@ def test_four_steps_equal_two_steps_stop_two_steps(finished, tmp_path):
   train.train(small_config(), workdir)
   expected, got = final_state(whole), final_state(workdir)
   assert tree_max_difference(expected, got) == 0
-  timeless = [name for name in train.METRICS if 'second' not in name]
+  timeless = [name for name in reporting.METRICS if 'second' not in name]
   for row, other in zip(
     read_rows(whole / 'metrics.jsonl'),
     read_rows(workdir / 'metrics.jsonl'),
@@ -161,10 +164,10 @@ def test_another_config_in_the_same_workdir_is_an_error(finished):
 )
 def test_every_method_trains(unevaluated, tmp_path, changes, monkeypatch):
   # A model this small answers nothing; every other rollout counts as right.
-  def every_other(texts, *_, **__):
-    return np.arange(len(texts)) % 2 > 0
+  def every_other(_, texts, questions):
+    return lambda: np.arange(len(texts)) % 2 > 0
 
-  monkeypatch.setattr(rounds, 'check_answers', every_other)
+  monkeypatch.setattr(Grader, 'submit', every_other)
   config = small_config(
     num_steps=2,
     eval__num_questions=0,
@@ -177,6 +180,64 @@ def test_every_method_trains(unevaluated, tmp_path, changes, monkeypatch):
   assert all(row['loss'] is not None and row['grad_norm'] > 0 for row in rows)
   state = final_state(tmp_path)
   assert state['step'] == 2
+
+
+@pytest.mark.parametrize('method', ['opsd', 'sft'])
+def test_the_device_does_not_wait_for_metrics(
+  method, unevaluated, tmp_path, monkeypatch
+):
+  """What comes next is dispatched before an update is written about."""
+  events, original = [], train.make_programs
+
+  def watched(function, name):
+    def run(*args, **kwargs):
+      events.append(name)
+      return function(*args, **kwargs)
+
+    return run
+
+  def make(*args, **kwargs):
+    made = original(*args, **kwargs)
+    return programs.Programs(
+      watched(made.distill, 'distill'),
+      watched(made.rollout, 'sample'),
+      made.evaluate,
+    )
+
+  monkeypatch.setattr(train, 'make_programs', make)
+  monkeypatch.setattr(
+    metrics.Writer, 'metrics', watched(metrics.Writer.metrics, 'write')
+  )
+  config = small_config(
+    method=method,
+    num_steps=3,
+    checkpoint__every_steps=2,
+    eval__num_questions=0,
+    warmup__workdir=str(unevaluated),
+  )
+  train.train(config, tmp_path)
+  # Before a checkpoint all is written.
+  expected = {
+    'opsd': 'sample distill sample write distill write sample distill write',
+    'sft': 'distill distill write write distill write',
+  }
+  assert events == expected[method].split()
+
+
+def test_profile_traces_the_updates_asked_for(unevaluated, tmp_path):
+  config = small_config(
+    method='sft', eval__num_questions=0, warmup__workdir=str(unevaluated)
+  )
+  train.train(config, tmp_path, profile_steps=1)
+  (file,) = (tmp_path / 'profile').rglob('*.xplane.pb')
+  trace = jax.profiler.ProfileData.from_file(str(file))
+  names = [
+    event.name
+    for plane in trace.planes
+    for line in plane.lines
+    for event in line.events
+  ]
+  assert names.count('update') == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, unevaluated):

@@ -159,7 +159,8 @@ class Decoder(nnx.Module):
 
   def read(self, tokens_BP: jax.Array, length_B: jax.Array) -> Prefix:
     """Keys and values of right-padded prefixes, for `continue_from`."""
-    _, own = self._run(tokens_BP[:, None], None, None)
+    with jax.named_scope('read'):
+      _, own = self._run(tokens_BP[:, None], None, None)
     return Prefix(own.key_LBGHKT[:, :, 0], own.value_LBGHTK[:, :, 0], length_B)
 
   def continue_from(
@@ -239,7 +240,8 @@ class Decoder(nnx.Module):
       ],
       axis=-1,
     )
-    hidden_BGTD, _ = self.continue_from(inputs_BGT, prefix)
+    with jax.named_scope('score'):
+      hidden_BGTD, _ = self.continue_from(inputs_BGT, prefix)
     return hidden_BGTD
 
   def _run(self, tokens_BGT, prefix, own, layers=None):

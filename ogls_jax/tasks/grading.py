@@ -1,7 +1,9 @@
 """Grades responses, whatever the task."""
 
-from collections.abc import Sequence
+import concurrent.futures
+from collections.abc import Callable, Sequence
 
+import loky
 import numpy as np
 
 from ogls_jax import errors
@@ -14,6 +16,10 @@ _IS_CORRECT = {
   'superglue': superglue.is_correct,
 }
 TASKS = tuple(_IS_CORRECT)
+
+_NUM_WORKERS = 2
+# Work is linear in the text: what takes so long hangs.
+_MOST_SECONDS = 300
 
 
 def check_answers(
@@ -29,3 +35,42 @@ def check_answers(
     [is_correct(text, q) for text, q in zip(texts, questions, strict=True)],
     dtype=bool,
   )
+
+
+class Grader:
+  """`check_answers` in worker processes, while the caller goes on.
+
+  They start with the first answers and end with `close`.
+  """
+
+  def __init__(self, task: str, *, most_seconds: float = _MOST_SECONDS):
+    self._task, self._most_seconds = task, most_seconds
+    # Not the standard library's: its workers import the program, and so JAX.
+    self._executor = loky.ProcessPoolExecutor(_NUM_WORKERS)
+
+  def submit(
+    self, texts: Sequence[str], questions: Sequence[Question]
+  ) -> Callable[[], np.ndarray]:
+    """Starts grading; the result waits for is_correct_R.
+
+    It raises TimeoutError after `most_seconds`.
+    """
+    job = self._executor.submit(
+      check_answers, list(texts), list(questions), task=self._task
+    )
+
+    def wait() -> np.ndarray:
+      try:
+        return job.result(timeout=self._most_seconds)
+      except concurrent.futures.TimeoutError as error:
+        ids = sorted({question.id for question in questions})
+        raise TimeoutError(
+          f'grading {len(texts)} answers took more than'
+          f' {self._most_seconds:g} s; they are to {", ".join(ids)}'
+        ) from error
+
+    return wait
+
+  def close(self) -> None:
+    """Ends the workers, whatever they do."""
+    self._executor.shutdown(kill_workers=True)
