@@ -12,12 +12,11 @@ from flax import nnx
 from ogls_jax import sampling
 from ogls_jax.batches import PromptBatch, Rollouts
 from ogls_jax.mesh import num_row_shards
-from ogls_jax.models.transformer import unstacked
 
 # Tokens that a cache starts with room for; it doubles from there.
 _CACHE_TOKENS = 64
 # Below this a step costs as much as reading the weights, whatever the rows.
-_MIN_ROWS = 8
+_MIN_ROWS, _MIN_CPU_ROWS = 8, 2
 
 
 def make_sampler(
@@ -27,7 +26,7 @@ def make_sampler(
   max_tokens: int,
   eos_ids: tuple[int, ...],
   cache_tokens: int = _CACHE_TOKENS,
-  min_rows: int = _MIN_ROWS,
+  min_rows: int | None = None,
   is_unstacked: bool | None = None,
   **choice,
 ) -> Callable:
@@ -45,15 +44,19 @@ def make_sampler(
     max_tokens: T, the most tokens of a rollout.
     eos_ids: tokens that end a rollout.
     cache_tokens: the cache begins with room for so many tokens.
-    min_rows: rows are dropped down to so many on each shard of the rows.
+    min_rows: rows are dropped down to so many on each shard of the rows; None
+      for 8, and 2 on CPUs.
     is_unstacked: decoding has weights and caches of each layer by themselves, a
       second copy of the weights; None: on CPUs, where a scan over the stacks
       copies them for every token.
     **choice: temperature, top_k, top_p, min_p as for `choose_tokens`.
   """
   first_slots = min(cache_tokens, max_tokens)
+  is_cpu = jax.default_backend() == 'cpu'
   if is_unstacked is None:
-    is_unstacked = jax.default_backend() == 'cpu'
+    is_unstacked = is_cpu
+  if min_rows is None:
+    min_rows = _MIN_CPU_ROWS if is_cpu else _MIN_ROWS
 
   @jax.jit
   def begin(params, frozen, prompts, key, limit_BG):
@@ -70,10 +73,9 @@ def make_sampler(
 
   @jax.jit
   def unstack(params, frozen):
-    decoder = nnx.merge(graphdef, params, frozen)
-    return unstacked(nnx.state(decoder.layers), decoder.settings.num_layers)
+    return nnx.merge(graphdef, params, frozen).unstacked()
 
-  def decode(params, frozen, layers, prefix, own, rows, rollouts, smaller):
+  def decode(params, frozen, unstacked, prefix, own, rows, rollouts, smaller):
     return sampling.decode(
       nnx.merge(graphdef, params, frozen),
       prefix,
@@ -82,7 +84,7 @@ def make_sampler(
       rollouts,
       eos_ids=eos_ids,
       smaller=smaller,
-      layers=layers,
+      unstacked=unstacked,
       **choice,
     )
 
@@ -102,7 +104,7 @@ def make_sampler(
   ) -> Rollouts:
     num_shards, so_far = num_row_shards(), None
     prefix, own, rows, rollouts = begin(params, frozen, prompts, key, limit_BG)
-    layers = unstack(params, frozen) if is_unstacked else None
+    unstacked = unstack(params, frozen) if is_unstacked else None
     while True:
       smaller = tuple(
         sampling.halves(
@@ -112,7 +114,7 @@ def make_sampler(
         )
       )
       own, rows, rollouts, progress = decode(
-        params, frozen, layers, prefix, own, rows, rollouts, smaller
+        params, frozen, unstacked, prefix, own, rows, rollouts, smaller
       )
       if meanwhile:
         meanwhile(so_far)

@@ -135,8 +135,6 @@ def choose_tokens(
     if id_RV is not None:
       token_R = jnp.take_along_axis(id_RV, token_R[:, None], axis=1)[:, 0]
   chosen_R1 = jnp.take_along_axis(scaled_RV, token_R[:, None], axis=1)
-  # By lanes first: XLA for CPUs adds a row up one number after the other.
-  lanes_RE = _in_blocks(jnp.exp(scaled_RV - top_R1), 0.0).sum(1)
-  log_total_R = jnp.log(lanes_RE.sum(-1))
+  log_total_R = jnp.log(jnp.exp(scaled_RV - top_R1).sum(-1))
   log_prob_R = (chosen_R1 - top_R1)[:, 0] - log_total_R
   return token_R.astype(jnp.int32), log_prob_R

@@ -11,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from flax import nnx
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ogls_jax.errors import UserError
@@ -20,7 +19,7 @@ from ogls_jax.mesh import make_mesh
 from ogls_jax.models import hf_config, weights
 from ogls_jax.models.gguf_config import settings_from_gguf
 from ogls_jax.models.settings import Rope
-from ogls_jax.models.transformer import OwnCache, project, unstacked
+from ogls_jax.models.transformer import OwnCache, project
 
 NUM_TOKENS = 48
 SIZES = {
@@ -120,7 +119,7 @@ def cached_logits(decoder, tokens_1T, is_unstacked=False):
   )
   layers = None
   if is_unstacked:
-    layers = unstacked(nnx.state(decoder.layers), s.num_layers)
+    layers = decoder.unstacked().layers
     prefix, own = prefix.unstacked(), own.unstacked()
   return jax.lax.scan(step, own, tokens_1T[0, half:])[1]
 

@@ -89,8 +89,21 @@ class OwnCache:
     return OwnCache(key, value, self.length)
 
 
-def unstacked(tree, num_layers: int) -> tuple:
-  """L trees of a tree of arrays [L, ...]."""
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['layers', 'unembedding_DV'],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Unstacked:
+  """A copy of the weights as products of few rows on a CPU read them best."""
+
+  layers: tuple  # L states of one layer
+  unembedding_DV: jax.Array
+
+
+def _by_layer(tree, num_layers):
+  """A tuple of L trees of a tree of arrays [L, ...]."""
 
   def take(layer):
     return jax.tree.map(lambda array: array[layer], tree)
@@ -185,6 +198,7 @@ class Decoder(nnx.Module):
     prefix: Prefix,
     own: OwnCache,
     layers: tuple | None = None,
+    turns_NB1TK: tuple | None = None,
   ) -> tuple[jax.Array, OwnCache]:
     """`continue_from` that also writes the tokens into a cache with room.
 
@@ -192,21 +206,24 @@ class Decoder(nnx.Module):
       tokens_BGT: the next T tokens of each continuation.
       prefix: as for `continue_from`.
       own: each continuation's earlier tokens, and room for these.
-      layers: the states of the layers, as from `unstacked`; prefix and own are
+      layers: the states of the layers, as in `Unstacked`; prefix and own are
         then tuples, too.
+      turns_NB1TK: of the tokens, if the caller has them, as from `turns`.
 
     Returns:
       (hidden_BGTD, own).
     """
     if layers is None:
-      hidden_BGTD, new = self._run(tokens_BGT, prefix, own)
+      hidden_BGTD, new = self._run(
+        tokens_BGT, prefix, own, turns_NB1TK=turns_NB1TK
+      )
       key, value = _write(
         (own.key_LBGHKT, own.value_LBGHTK),
         (new.key_LBGHKT, new.value_LBGHTK),
         own.length,
       )
     else:
-      hidden_BGTD, new = self._run(tokens_BGT, prefix, own, layers)
+      hidden_BGTD, new = self._run(tokens_BGT, prefix, own, layers, turns_NB1TK)
       key, value = new.key_LBGHKT, new.value_LBGHTK
     return hidden_BGTD, OwnCache(key, value, own.length + new.length)
 
@@ -244,7 +261,21 @@ class Decoder(nnx.Module):
       hidden_BGTD, _ = self.continue_from(inputs_BGT, prefix)
     return hidden_BGTD
 
-  def _run(self, tokens_BGT, prefix, own, layers=None):
+  def turns(self, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`attention.turns` of tokens at these positions, by each of N rotations.
+
+    [N, B, 1, T, K / 2], for `append`.
+    """
+    frequencies, *_ = layer_constants(self.settings)
+    each = [turns(position_BT[:, None], frequency) for frequency in frequencies]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *each)
+
+  def unstacked(self) -> Unstacked:
+    """The weights for decoding on a CPU."""
+    layers = _by_layer(nnx.state(self.layers), self.settings.num_layers)
+    return Unstacked(layers, self.unembedding_VD.T)
+
+  def _run(self, tokens_BGT, prefix, own, layers=None, turns_NB1TK=None):
     """(states, keys and values): those of the new tokens, or all with `layers`.
 
     A cache of one layer can be written before it is read, so that attention has
@@ -260,10 +291,9 @@ class Decoder(nnx.Module):
     position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
     is_written = layers is not None
     spans = _spans(position_BT, prefix, own, is_written)
-    frequencies, *constants = layer_constants(s)
-    # Once for all layers: each has every head take the cosine of each angle.
-    of_ropes = [turns(position_BT[:, None], rope) for rope in frequencies]
-    turn_R = jax.tree.map(lambda *arrays: jnp.stack(arrays), *of_ropes)
+    _, *constants = layer_constants(s)
+    if turns_NB1TK is None:
+      turns_NB1TK = self.turns(position_BT)
     graphdef, stack = nnx.split(self.layers)
 
     def layer(x_BGTD, inputs):
@@ -280,7 +310,7 @@ class Decoder(nnx.Module):
         return parts, kept
 
       x_BGTD, kv = nnx.merge(graphdef, weights)(
-        x_BGTD, jax.tree.map(lambda array: array[rope], turn_R), make_parts
+        x_BGTD, jax.tree.map(lambda array: array[rope], turns_NB1TK), make_parts
       )
       return shard(x_BGTD, 'BGTD'), kv
 
@@ -301,7 +331,7 @@ class Decoder(nnx.Module):
         layers,
         zip(*prefix_kv, strict=True),
         zip(*own_kv, strict=True),
-        unstacked(constants, s.num_layers),
+        _by_layer(constants, s.num_layers),
         strict=True,
       ):
         inputs = (weights, prefix_pair, own_pair, *of_layer)
