@@ -6,9 +6,9 @@ Runs the first steps of `ogls_jax.train` for each config, evaluation left out:
 two that compile, some that are traced, and as many that are not. For the traced
 ones, each from the end of one update to the end of the next, the table has the
 seconds that the device was at each part, those for which it waited for grading,
-and host gaps, in which it had nothing to do: medians over the steps with the
-least and the largest. Grading in worker processes while the device samples is
-in none of them. A step that compiles for a new width has a gap as long.
+and host gaps, in which it had no program to run: medians over the steps with
+the least and the largest. Grading in worker processes while the device samples
+is in none of them. A step that compiles for a new width has a gap as long.
 
 configs/tiny.py has a stage 1 of some minutes, which --folder keeps for the next
 time. It keeps the traces as well: open them with XProf or Perfetto.

@@ -18,6 +18,7 @@ PARTS = (
 )  # fmt: skip
 # They wait for the instructions inside.
 _CONTAINERS = {'while', 'call', 'conditional', 'async-start', 'async-done'}
+_NOT_RUNNING = {'grading', 'queued'}
 _INSTRUCTION = re.compile(
   r'^\s*(?:ROOT )?%([\w.-]+) = (?:\([^=]*\)|\S+) ([\w-]+)\((.*)$', re.MULTILINE
 )
@@ -26,12 +27,22 @@ _SCOPES = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """An instruction that ran, or what the host was at; times in seconds."""
+  """What ran, or what the host was at; times in seconds.
+
+  Attributes:
+    begin: its start.
+    end: its end.
+    part: of an instruction, one of `PARTS`; `grading` of the host; `dispatch`
+      of the host's call of a program.
+    program: that it belongs to, without XLA's `jit_`.
+    run: which of the program's runs.
+  """
 
   begin: float
   end: float
   part: str
-  run: str  # of the distill program, else ''
+  program: str = ''
+  run: str = ''
 
 
 def part_of(op_name: str) -> str:
@@ -65,7 +76,7 @@ def instructions(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:
 
 
 def read_events(trace: pathlib.Path, known: dict) -> list[Event]:
-  """What ran on the device, and `grading` on the host."""
+  """Instructions on the device; grading and dispatches on the host."""
   events = []
   for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
     for line in plane.lines:
@@ -73,42 +84,75 @@ def read_events(trace: pathlib.Path, known: dict) -> list[Event]:
         begin = event.start_ns / 1e9
         span = begin, begin + event.duration_ns / 1e9
         if event.name == 'grading':
-          events.append(Event(*span, 'grading', ''))
-          continue
+          events.append(Event(*span, 'grading'))
+        if call := re.fullmatch(r'PjitFunction\((\w+)\)', event.name):
+          events.append(Event(*span, 'dispatch', call[1]))
         stats = dict(event.stats)
         program, name = stats.get('hlo_module'), stats.get('hlo_op')
         opcode, op_name = known.get((program, name), ('', ''))
         if name is None or opcode in _CONTAINERS:
           continue
-        short, run, part = program.removeprefix('jit_'), '', ''
+        short, part = program.removeprefix('jit_'), 'rest of the device'
         if short in SAMPLING:
           part = 'sampling'
         elif short == 'distill_step':
-          run, part = str(stats.get('run_id')), part_of(op_name)
-        events.append(Event(*span, part or 'rest of the device', run))
+          part = part_of(op_name)
+        events.append(Event(*span, part, short, str(stats.get('run_id'))))
   return events
+
+
+def _spans(events):
+  """(program, begin, end) of each run, in order."""
+  runs = {}
+  for event in events:
+    if event.run:
+      key = event.program, event.run
+      begin, end = runs.get(key, (event.begin, event.end))
+      runs[key] = min(begin, event.begin), max(end, event.end)
+  return sorted((*span, program) for (program, _), span in runs.items())
+
+
+def _queued(events, spans):
+  """When the device had a program to run: from dispatch to the run's end."""
+  calls = collections.defaultdict(list)
+  dispatches = [event for event in events if event.part == 'dispatch']
+  for call in sorted(dispatches, key=lambda event: event.begin):
+    same = calls[call.program]
+    if not same or call.begin >= same[-1].end:  # a trace has each call twice
+      same.append(call)
+  queued = []
+  for begin, end, program in spans:
+    earlier = [c for c in calls[program] if c.begin <= begin]
+    since = begin
+    if earlier:
+      since = min(begin, earlier[0].end)
+      calls[program].remove(earlier[0])
+    queued.append(Event(since, end, 'queued'))
+  return queued
 
 
 def seconds_by_part(events: list[Event]) -> list[dict[str, float]]:
   """For each step, from the end of one update to the end of the next.
 
-  Instructions that run at the same time share it. Where none runs, the host
-  grades or the device waits for something else.
+  Instructions that run at the same time share it. Where none runs, the device
+  still has a program (`rest of the device`), or the host is grading, or at
+  something else (`host gaps`).
   """
-  ends = collections.defaultdict(float)
-  for event in events:
-    if event.run:
-      ends[event.run] = max(ends[event.run], event.end)
-  bounds = [min(event.begin for event in events), *sorted(ends.values())]
+  spans = _spans(events)
+  ends = [end for _, end, program in spans if program == 'distill_step']
+  bounds = [min(event.begin for event in events), *ends]
+  shown = [event for event in events if event.part != 'dispatch']
   changes = [(bound, 0, '') for bound in bounds]
-  for event in events:
+  for event in shown + _queued(events, spans):
     changes += [(event.begin, 1, event.part), (event.end, -1, event.part)]
   steps, active, last = [], collections.Counter(), bounds[0]
   current = dict.fromkeys(PARTS, 0.0)
   for time, change, part in sorted(changes):
-    device = {p: n for p, n in active.items() if n and p != 'grading'}
-    idle = 'grading' if active['grading'] else 'host gaps'
-    shares = device or {idle: 1}
+    shares = {p: n for p, n in active.items() if n and p not in _NOT_RUNNING}
+    if not shares and active['queued']:
+      shares = {'rest of the device': 1}
+    elif not shares:
+      shares = {'grading' if active['grading'] else 'host gaps': 1}
     for name, count in shares.items():
       current[name] += (time - last) * count / sum(shares.values())
     last = time

@@ -16,7 +16,7 @@ from ogls_jax.mesh import num_row_shards
 # Tokens that a cache starts with room for; it doubles from there.
 _CACHE_TOKENS = 64
 # Below this a step costs as much as reading the weights, whatever the rows.
-_MIN_ROWS, _MIN_CPU_ROWS = 8, 2
+_MIN_ROWS = 8
 
 
 def make_sampler(
@@ -26,7 +26,7 @@ def make_sampler(
   max_tokens: int,
   eos_ids: tuple[int, ...],
   cache_tokens: int = _CACHE_TOKENS,
-  min_rows: int | None = None,
+  min_rows: int = _MIN_ROWS,
   is_unstacked: bool | None = None,
   **choice,
 ) -> Callable:
@@ -44,19 +44,15 @@ def make_sampler(
     max_tokens: T, the most tokens of a rollout.
     eos_ids: tokens that end a rollout.
     cache_tokens: the cache begins with room for so many tokens.
-    min_rows: rows are dropped down to so many on each shard of the rows; None
-      for 8, and 2 on CPUs.
+    min_rows: rows are dropped down to so many on each shard of the rows.
     is_unstacked: decoding has weights and caches of each layer by themselves, a
       second copy of the weights; None: on CPUs, where a scan over the stacks
       copies them for every token.
     **choice: temperature, top_k, top_p, min_p as for `choose_tokens`.
   """
   first_slots = min(cache_tokens, max_tokens)
-  is_cpu = jax.default_backend() == 'cpu'
   if is_unstacked is None:
-    is_unstacked = is_cpu
-  if min_rows is None:
-    min_rows = _MIN_CPU_ROWS if is_cpu else _MIN_ROWS
+    is_unstacked = jax.default_backend() == 'cpu'
 
   @jax.jit
   def begin(params, frozen, prompts, key, limit_BG):
