@@ -213,11 +213,11 @@ def parse_arguments():
   )
   parser.add_argument(
     '--references', default='all-scanned,wrong-scanned',
-    help=f'of {", ".join(REFERENCES)}',
+    help=f'of {", ".join(REFERENCES)}, or none',
   )  # fmt: skip
   parser.add_argument('--json', help='file for all runs')
   args = parser.parse_args()
-  args.references = args.references.split(',')
+  args.references = [name for name in args.references.split(',') if name]
   if unknown := set(args.references) - set(REFERENCES):
     parser.error(f'--references: no such program as {", ".join(unknown)}')
   return args

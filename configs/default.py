@@ -52,7 +52,7 @@ def get_config() -> config_dict.ConfigDict:
     clip_mode='symmetric',  # of each vocabulary entry: none, upper, symmetric
     pointwise_clip=0.05,  # nats
     temperature=1.0,  # divides both logits; changes the effective lambda
-    block_tokens=128,  # columns of logits held at a time
+    block_tokens=16,  # columns of logits held at a time; docs/performance.md
     merge_eos=False,  # one stopping action for all end-of-sequence ids
   )
   # Negative log-likelihood of the last tokens of correct rollouts.

@@ -35,7 +35,6 @@ def get_config():
   # SVAMP has no worked solutions, and most groups are all wrong.
   config.hints.answer_as_solution = True
   config.distill.response_tokens = 48
-  config.loss.block_tokens = 32
   config.steering.max_strength = 1.0
   config.steering.ramp_steps = 10
   config.optimizer.learning_rate = 1e-4

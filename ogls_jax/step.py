@@ -42,7 +42,7 @@ class Objective:
 
   method: str
   temperature: float = 1.0
-  block_tokens: int = 128
+  block_tokens: int = 16
   kl: str = 'forward'
   jsd_beta: float = 0.5
   clip_mode: str = 'none'
