@@ -1,7 +1,7 @@
 """Runs sampling from the host: few compiled programs, each of a fixed size.
 
 Between programs the host reads three numbers and decides: drop rows that have
-ended once half of them have, double the cache when it is full.
+ended once half of them have, give a cache that is full half as much room again.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from flax import nnx
 from ogls_jax import sampling
 from ogls_jax.batches import PromptBatch, Rollouts
 from ogls_jax.mesh import num_row_shards
+from ogls_jax.numerics import round_up
 
-# Tokens that a cache starts with room for; it doubles from there.
+# Tokens that a cache starts with room for, and a multiple of which it has.
 _CACHE_TOKENS = 64
 # Below this a step costs as much as reading the weights, whatever the rows.
 _MIN_ROWS = 8
@@ -27,6 +28,7 @@ def make_sampler(
   eos_ids: tuple[int, ...],
   cache_tokens: int = _CACHE_TOKENS,
   min_rows: int = _MIN_ROWS,
+  has_single: bool | None = None,
   is_unstacked: bool | None = None,
   **choice,
 ) -> Callable:
@@ -45,14 +47,19 @@ def make_sampler(
     eos_ids: tokens that end a rollout.
     cache_tokens: the cache begins with room for so many tokens.
     min_rows: rows are dropped down to so many on each shard of the rows.
+    has_single: the last row that runs gets a program of its own; None: on CPUs,
+      where products of one row need not rearrange the weights first.
     is_unstacked: decoding has weights and caches of each layer by themselves, a
       second copy of the weights; None: on CPUs, where a scan over the stacks
       copies them for every token.
     **choice: temperature, top_k, top_p, min_p as for `choose_tokens`.
   """
   first_slots = min(cache_tokens, max_tokens)
+  is_cpu = jax.default_backend() == 'cpu'
+  if has_single is None:
+    has_single = is_cpu
   if is_unstacked is None:
-    is_unstacked = jax.default_backend() == 'cpu'
+    is_unstacked = is_cpu
 
   @jax.jit
   def begin(params, frozen, prompts, key, limit_BG):
@@ -103,10 +110,11 @@ def make_sampler(
     unstacked = unstack(params, frozen) if is_unstacked else None
     while True:
       smaller = tuple(
-        sampling.halves(
+        sampling.smaller_shapes(
           *rows.is_done_BG.shape,
           min_rows=min_rows * num_shards,
           num_shards=num_shards,
+          has_single=has_single,
         )
       )
       own, rows, rollouts, progress = decode(
@@ -123,7 +131,8 @@ def make_sampler(
           prefix, own, rows, num_prompts=fitting[0][0], group_size=fitting[0][1]
         )
       else:
-        slots = min(2 * own.num_slots, max_tokens)
+        half_more = own.num_slots + (own.num_slots + 1) // 2
+        slots = min(round_up(half_more, first_slots), max_tokens)
         own, rows = grow(own, rows, num_slots=slots)
       if meanwhile:  # before `decode` takes the buffers
         so_far = jax.device_get(rollouts)

@@ -85,15 +85,14 @@ def begin(
   num_prompts = prompts.tokens_BP.shape[0]
   shape_BG = (num_prompts, group_size)
   prefix = decoder.read(prompts.tokens_BP, prompts.length_B - 1)
-  heads = (s.num_layers, *shape_BG, s.num_kv_heads)
+  lead = (s.num_layers, num_prompts, s.num_kv_heads, group_size)
 
-  def empty(num_rows, num_columns, dims):
-    shape = (*heads, num_rows, num_columns)
-    return shard(jnp.zeros(shape, decoder.dtype), dims)
+  def empty(sizes, dims):
+    return shard(jnp.zeros(lead + sizes, decoder.dtype), dims)
 
   own = OwnCache(
-    empty(s.head_size, num_slots, 'LBGHKT'),
-    empty(num_slots, s.head_size, 'LBGHTK'),
+    empty((s.head_size, num_slots), 'LBHGKT'),
+    empty((num_slots, s.head_size), 'LBHGTK'),
     jnp.int32(0),
   )
   if is_unstacked:
@@ -124,8 +123,13 @@ def begin(
   return prefix, own, rows, rollouts
 
 
-def halves(
-  num_prompts: int, group_size: int, *, min_rows: int, num_shards: int
+def smaller_shapes(
+  num_prompts: int,
+  group_size: int,
+  *,
+  min_rows: int,
+  num_shards: int,
+  has_single: bool = False,
 ) -> list[tuple[int, int]]:
   """(prompts, rollouts of each) of half of these rows, or a little more.
 
@@ -134,13 +138,18 @@ def halves(
     group_size: G.
     min_rows: fewer rows are not worth a program of their own.
     num_shards: B stays a multiple of it.
+    has_single: a single row is worth one; it comes first.
   """
   shapes = []
   if group_size > 1:
     shapes.append((num_prompts, (group_size + 1) // 2))
   if num_prompts % (2 * num_shards) == 0:
     shapes.append((num_prompts // 2, group_size))
-  return [(b, g) for b, g in shapes if b * g >= min_rows]
+  shapes = [(b, g) for b, g in shapes if b * g >= min_rows]
+  is_more = num_prompts * group_size > 1
+  if has_single and num_shards == 1 and is_more and (1, 1) not in shapes:
+    shapes.insert(0, (1, 1))
+  return shapes
 
 
 def decode(
@@ -167,7 +176,7 @@ def decode(
     rows: B x G.
     rollouts: gets what the rows have at the end, at their places.
     eos_ids: tokens that end a row.
-    smaller: shapes from `halves`.
+    smaller: shapes from `smaller_shapes`.
     unstacked: the decoder's; prefix and own are then tuples, too.
     **choice: as for `choose_tokens`.
 
@@ -281,25 +290,28 @@ def compact(
   def of_prompts(array, axis=0):
     return array if is_all else jnp.take(array, order_B, axis=axis)
 
-  def of_rows(array, axis=0):
-    rank = array.ndim - axis - 2
-    index = order_BG.reshape((1,) * axis + order_BG.shape + (1,) * rank)
-    kept = jnp.take_along_axis(array, index, axis=axis + 1)
+  def of_rows(array, axis=0, group_axis=1):
+    other_axes = set(range(array.ndim)) - {axis, group_axis}
+    index = jnp.expand_dims(order_BG, sorted(other_axes))
+    kept = jnp.take_along_axis(array, index, axis=group_axis)
     return of_prompts(kept, axis)
 
-  def of_layers(function, cache, rank):
-    # Of a stack the first axis is that of layers.
-    return jax.tree.map(lambda a: function(a, a.ndim - rank), cache)
+  def of_layers(function, cache, *axes):
+    # From the end: of a stack the first axis is that of layers.
+    return jax.tree.map(
+      lambda array: function(array, *(array.ndim + axis for axis in axes)),
+      cache,
+    )
 
   return (
     Prefix(
-      of_layers(of_prompts, prefix.key_LBHKP, 4),
-      of_layers(of_prompts, prefix.value_LBHPK, 4),
+      of_layers(of_prompts, prefix.key_LBHKP, -4),
+      of_layers(of_prompts, prefix.value_LBHPK, -4),
       of_prompts(prefix.length_B),
     ),
     OwnCache(
-      of_layers(of_rows, own.key_LBGHKT, 5),
-      of_layers(of_rows, own.value_LBGHTK, 5),
+      of_layers(of_rows, own.key_LBHGKT, -5, -3),
+      of_layers(of_rows, own.value_LBHGTK, -5, -3),
       own.length,
     ),
     jax.tree.map(of_rows, rows),
@@ -316,8 +328,8 @@ def grow(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[OwnCache, Rows]:
     return jnp.pad(array, widths)
 
   own = OwnCache(
-    jax.tree.map(lambda key: pad(key, -1), own.key_LBGHKT),
-    jax.tree.map(lambda value: pad(value, -2), own.value_LBGHTK),
+    jax.tree.map(lambda key: pad(key, -1), own.key_LBHGKT),
+    jax.tree.map(lambda value: pad(value, -2), own.value_LBHGTK),
     own.length,
   )
   rows = dataclasses.replace(

@@ -119,22 +119,26 @@ def choose_tokens(
     (token_R, log_prob_R): int32 and float32. Logits with a nan give a token
     without meaning and the log-probability nan.
   """
-  scaled_RV = logits_RV / (temperature or 1.0)
-  top_R1 = scaled_RV.max(-1, keepdims=True)
+  kept_RV, id_RV = logits_RV, None
+  num_kept = 1 if temperature == 0 else top_k
+  if 0 < num_kept < logits_RV.shape[1]:
+    kept_RV, id_RV = largest(logits_RV, num_kept)
+  top_R1 = kept_RV.max(-1, keepdims=True)
+
+  def scaled(logits):
+    return (logits - top_R1) / (temperature or 1.0)
+
   if temperature == 0:
-    token_R = largest(scaled_RV, 1)[1][:, 0]
+    token_R = jnp.zeros(logits_RV.shape[0], jnp.int32)
   else:
-    kept_RV, id_RV = scaled_RV, None
-    if 0 < top_k < scaled_RV.shape[1]:
-      kept_RV, id_RV = largest(scaled_RV, top_k)
-    weight_RV = jnp.exp(kept_RV - top_R1)
+    weight_RV = jnp.exp(scaled(kept_RV))
     total_R = weight_RV.sum(-1)
     if min_p:
       weight_RV = jnp.where(weight_RV >= min_p, weight_RV, 0)
     token_R = _draw(weight_RV, total_R, key_R, top_p=top_p)
-    if id_RV is not None:
-      token_R = jnp.take_along_axis(id_RV, token_R[:, None], axis=1)[:, 0]
-  chosen_R1 = jnp.take_along_axis(scaled_RV, token_R[:, None], axis=1)
-  log_total_R = jnp.log(jnp.exp(scaled_RV - top_R1).sum(-1))
-  log_prob_R = (chosen_R1 - top_R1)[:, 0] - log_total_R
+  if id_RV is not None:
+    token_R = jnp.take_along_axis(id_RV, token_R[:, None], axis=1)[:, 0]
+  chosen_R1 = jnp.take_along_axis(logits_RV, token_R[:, None], axis=1)
+  log_total_R = jnp.log(jnp.exp(scaled(logits_RV)).sum(-1))
+  log_prob_R = scaled(chosen_R1)[:, 0] - log_total_R
   return token_R.astype(jnp.int32), log_prob_R

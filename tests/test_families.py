@@ -106,15 +106,15 @@ def cached_logits(decoder, tokens_1T, is_unstacked=False):
   padded = jnp.pad(tokens_1T[:, :half], ((0, 0), (0, 7)), constant_values=3)
   prefix = decoder.read(padded, jnp.array([half]))
   s = decoder.settings
-  heads = (s.num_layers, 1, 1, s.num_kv_heads)
+  lead = (s.num_layers, 1, s.num_kv_heads, 1)
 
   def step(own, token):
     hidden, own = decoder.append(token[None, None, None], prefix, own, layers)
     return own, project(hidden[0], decoder.unembedding_VD)[0, 0]
 
   own = OwnCache(
-    jnp.zeros((*heads, s.head_size, NUM_TOKENS)),
-    jnp.zeros((*heads, NUM_TOKENS, s.head_size)),
+    jnp.zeros((*lead, s.head_size, NUM_TOKENS)),
+    jnp.zeros((*lead, NUM_TOKENS, s.head_size)),
     jnp.int32(0),
   )
   layers = None

@@ -168,15 +168,22 @@ def test_every_row_may_end_at_once():
 
 
 @pytest.mark.parametrize(
-  ('shape', 'min_rows', 'num_shards', 'expected'),
+  ('shape', 'min_rows', 'num_shards', 'has_single', 'expected'),
   [
-    ((4, 8), 8, 1, [(4, 4), (2, 8)]),
-    ((4, 3), 1, 1, [(4, 2), (2, 3)]),
-    ((4, 8), 8, 4, [(4, 4)]),
-    ((3, 1), 1, 1, []),
-    ((1, 8), 8, 1, []),
+    ((4, 8), 8, 1, False, [(4, 4), (2, 8)]),
+    ((4, 3), 1, 1, False, [(4, 2), (2, 3)]),
+    ((4, 8), 8, 4, False, [(4, 4)]),
+    ((3, 1), 1, 1, False, []),
+    ((1, 8), 8, 1, False, []),
+    ((4, 8), 8, 1, True, [(1, 1), (4, 4), (2, 8)]),
+    ((1, 8), 8, 1, True, [(1, 1)]),
+    ((2, 1), 1, 1, True, [(1, 1)]),
+    ((1, 1), 1, 1, True, []),
+    ((4, 8), 8, 4, True, [(4, 4)]),
   ],
 )
-def test_halves(shape, min_rows, num_shards, expected):
-  shapes = sampling.halves(*shape, min_rows=min_rows, num_shards=num_shards)
+def test_smaller_shapes(shape, min_rows, num_shards, has_single, expected):
+  shapes = sampling.smaller_shapes(
+    *shape, min_rows=min_rows, num_shards=num_shards, has_single=has_single
+  )
   assert shapes == expected

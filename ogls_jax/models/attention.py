@@ -1,7 +1,5 @@
 """Norm, rotation and attention over [shared prefix | own tokens]."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,14 +72,14 @@ def einsum_float32(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
   """Attention over the union of `parts`, as one float32 softmax.
 
-  Each part has its own maximum and sum, and the parts are merged by them. In
-  that form keys and values keep their layout: all that share a key are the rows
-  of one matrix, which an einsum over six dims would first transpose.
+  Scores of all parts are in the layout [B, H, G, Q, T, S]: that of shared keys,
+  where all queries of a head are the rows of one matrix, is that of own keys,
+  too, so that nothing is transposed between products.
 
   Args:
     query_BGTHQK: Q queries share each of H key-value heads.
     parts: (key, value, mask) triples. Keys are [B, H, K, S] and values
-      [B, H, S, K] where all G continuations share them, with an axis G behind B
+      [B, H, S, K] where all G continuations share them, with an axis G behind H
       where each has its own; masks broadcast to [B, 1, T, S]. Every query must
       see some key.
     scale: multiplies the scores.
@@ -89,44 +87,34 @@ def attend(query_BGTHQK: jax.Array, parts, *, scale: float) -> jax.Array:
   Returns:
     [B, G, T, H, Q, K] in the query's dtype.
   """
-  query_BGHQTK = jnp.transpose(query_BGTHQK, (0, 1, 3, 4, 2, 5))
-  found = [_attend_part(query_BGHQTK, *part, scale=scale) for part in parts]
+  query_BHGQTK = jnp.transpose(query_BGTHQK, (0, 3, 1, 4, 2, 5))
+
+  def product(equation, left_BHGQTX, right):
+    # [.., rows, X] times [.., X, Y]: the rows of shared keys are G Q T, those
+    # of own ones Q T.
+    rows = left_BHGQTX.reshape(*right.shape[:-2], -1, right.shape[-2])
+    found = einsum_float32(equation, rows, right)
+    return found.reshape(*left_BHGQTX.shape[:-1], -1)
+
+  def masked_scores(key, mask):
+    score_BHGQTS = scale * product('...XK,...KS->...XS', query_BHGQTK, key)
+    mask_B1G1TS = mask[:, None, :, None]
+    return jnp.where(mask_B1G1TS, score_BHGQTS, -jnp.inf)
+
+  score = jnp.concatenate(
+    [masked_scores(key, mask) for key, _, mask in parts], axis=-1
+  )
   # The top score only keeps exp in range: the result does not depend on it.
-  tops = [jax.lax.stop_gradient(top) for _, _, top in found]
-  top = functools.reduce(jnp.maximum, tops)
-  mixed, total = 0.0, 0.0
-  for (part_mixed, part_total, _), part_top in zip(found, tops, strict=True):
-    share = jnp.exp(part_top - top)
-    mixed += share * part_mixed
-    total += share * part_total
-  mixed_BGHQTK = (mixed / total).astype(query_BGTHQK.dtype)
-  return jnp.transpose(mixed_BGHQTK, (0, 1, 4, 2, 3, 5))
-
-
-def _attend_part(query_BGHQTK, key, value, mask, *, scale):
-  """(sum of exp(score - top) value, sum of exp(score - top), top) of a part."""
-  b, g, h, q, t, k = query_BGHQTK.shape
-  is_shared = key.ndim == 4
-  # BHGQT of shared keys, BGHQT of own ones: their rows are G Q T or Q T.
-  query = jnp.swapaxes(query_BGHQTK, 1, 2) if is_shared else query_BGHQTK
-  query = query.reshape(*key.shape[:-2], -1, k)
-  score = scale * einsum_float32('...XK,...KS->...XS', query, key)
-  score = score.reshape(*((b, h, g) if is_shared else (b, g, h)), q, t, -1)
-  score = jnp.where(jnp.expand_dims(mask, (2, 3)), score, -jnp.inf)
-  top = jax.lax.stop_gradient(score).max(-1, keepdims=True)
-  # A part of which a query sees nothing has no top and weighs nothing.
-  top = jnp.maximum(top, jnp.finfo(top.dtype).min)
-  weight = jnp.exp(score - top)
+  weight = jnp.exp(score - jax.lax.stop_gradient(score).max(-1, keepdims=True))
   total = weight.sum(-1, keepdims=True)
-  mixed = einsum_float32(
-    '...XS,...SK->...XK',
-    weight.astype(value.dtype).reshape(*key.shape[:-2], -1, key.shape[-1]),
-    value,
-  ).reshape(*weight.shape[:-1], k)
-  found = (mixed, total, top)
-  if is_shared:
-    found = tuple(jnp.swapaxes(array, 1, 2) for array in found)
-  return found
+  ends = np.cumsum([key.shape[-1] for key, _, _ in parts])
+  shares = jnp.split(weight, ends[:-1], axis=-1)
+  mixed = sum(
+    product('...XS,...SK->...XK', share.astype(value.dtype), value)
+    for share, (_, value, _) in zip(shares, parts, strict=True)
+  )
+  mixed_BHGQTK = (mixed / total).astype(query_BGTHQK.dtype)
+  return jnp.transpose(mixed_BHGQTK, (0, 2, 4, 1, 3, 5))
 
 
 def distances(

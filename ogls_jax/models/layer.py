@@ -83,7 +83,7 @@ class Layer(nnx.Module):
     Args:
       x_BGTD: its input.
       turn: of each token, from `turns`, [B, 1, T, K / 2] each.
-      make_parts: (key_BGHKT, value_BGHTK) of these tokens to all that can be
+      make_parts: (key_BHGKT, value_BHGTK) of these tokens to all that can be
         attended to, and to what the caller keeps.
 
     Returns:
@@ -98,9 +98,9 @@ class Layer(nnx.Module):
     if s.has_qk_norm:
       query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
     query, key = rotate(query, turn), rotate(key, turn)
-    key_BGHKT = jnp.transpose(key, (0, 1, 3, 4, 2))
-    value_BGHTK = value.swapaxes(2, 3)
-    parts, kept = make_parts(key_BGHKT, value_BGHTK)
+    key_BHGKT = jnp.transpose(key, (0, 3, 1, 4, 2))
+    value_BHGTK = jnp.transpose(value, (0, 3, 1, 2, 4))
+    parts, kept = make_parts(key_BHGKT, value_BHGTK)
     scale = (s.query_size or s.head_size) ** -0.5
     mixed = attend(query, parts, scale=scale)
     y_BGTD = self.o(mixed.reshape(*batch, -1))

@@ -64,7 +64,7 @@ class Prefix:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['key_LBGHKT', 'value_LBGHTK', 'length'],
+  data_fields=['key_LBHGKT', 'value_LBHGTK', 'length'],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +74,18 @@ class OwnCache:
   Stacked, or tuples of L arrays.
   """
 
-  key_LBGHKT: jax.Array | tuple[jax.Array, ...]
-  value_LBGHTK: jax.Array | tuple[jax.Array, ...]
+  key_LBHGKT: jax.Array | tuple[jax.Array, ...]
+  value_LBHGTK: jax.Array | tuple[jax.Array, ...]
   length: jax.Array
 
   @property
   def num_slots(self) -> int:
     """T, room for later tokens included."""
-    return jax.tree.leaves(self.key_LBGHKT)[0].shape[-1]
+    return jax.tree.leaves(self.key_LBHGKT)[0].shape[-1]
 
   def unstacked(self) -> 'OwnCache':
     """The same with tuples."""
-    key, value = tuple(self.key_LBGHKT), tuple(self.value_LBGHTK)
+    key, value = tuple(self.key_LBHGKT), tuple(self.value_LBHGTK)
     return OwnCache(key, value, self.length)
 
 
@@ -174,7 +174,9 @@ class Decoder(nnx.Module):
     """Keys and values of right-padded prefixes, for `continue_from`."""
     with jax.named_scope('read'):
       _, own = self._run(tokens_BP[:, None], None, None)
-    return Prefix(own.key_LBGHKT[:, :, 0], own.value_LBGHTK[:, :, 0], length_B)
+    return Prefix(
+      own.key_LBHGKT[:, :, :, 0], own.value_LBHGTK[:, :, :, 0], length_B
+    )
 
   def continue_from(
     self, tokens_BGT: jax.Array, prefix: Prefix, own: OwnCache | None = None
@@ -218,13 +220,13 @@ class Decoder(nnx.Module):
         tokens_BGT, prefix, own, turns_NB1TK=turns_NB1TK
       )
       key, value = _write(
-        (own.key_LBGHKT, own.value_LBGHTK),
-        (new.key_LBGHKT, new.value_LBGHTK),
+        (own.key_LBHGKT, own.value_LBHGTK),
+        (new.key_LBHGKT, new.value_LBHGTK),
         own.length,
       )
     else:
       hidden_BGTD, new = self._run(tokens_BGT, prefix, own, layers, turns_NB1TK)
-      key, value = new.key_LBGHKT, new.value_LBGHTK
+      key, value = new.key_LBHGKT, new.value_LBHGTK
     return hidden_BGTD, OwnCache(key, value, own.length + new.length)
 
   def score(
@@ -299,8 +301,8 @@ class Decoder(nnx.Module):
     def layer(x_BGTD, inputs):
       weights, prefix_kv, own_kv, rope, window = inputs
 
-      def make_parts(key_BGHKT, value_BGHTK):
-        kept, earlier = (key_BGHKT, value_BGHTK), own_kv
+      def make_parts(key_BHGKT, value_BHGTK):
+        kept, earlier = (key_BHGKT, value_BHGTK), own_kv
         if is_written:
           kept, earlier = _write(own_kv, kept, own.length), None
         pairs = [kept, prefix_kv, earlier]
@@ -320,7 +322,7 @@ class Decoder(nnx.Module):
     # Rounded to the dtype first, as the models were trained.
     x_BGTD *= jnp.asarray(s.embedding_scale, self.dtype)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
-    own_kv = own and (own.key_LBGHKT, own.value_LBGHTK)
+    own_kv = own and (own.key_LBHGKT, own.value_LBHGTK)
     x_BGTD = shard(x_BGTD, 'BGTD')
     if layers is None:
       inputs = (stack, prefix_kv, own_kv, *constants)
