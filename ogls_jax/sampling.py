@@ -18,14 +18,8 @@ import jax.numpy as jnp
 
 from ogls_jax.batches import PromptBatch, Rollouts, flatten_rows
 from ogls_jax.mesh import shard
-from ogls_jax.models.transformer import (
-  Decoder,
-  OwnCache,
-  Prefix,
-  Unstacked,
-  last_tokens,
-  project,
-)
+from ogls_jax.models.cache import OwnCache, Prefix, Unstacked
+from ogls_jax.models.transformer import Decoder, last_tokens, project
 from ogls_jax.token_choice import choose_tokens
 
 

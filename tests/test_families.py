@@ -17,9 +17,10 @@ from ogls_jax.errors import UserError
 from ogls_jax.gguf_file import GgufHeader
 from ogls_jax.mesh import make_mesh
 from ogls_jax.models import hf_config, weights
+from ogls_jax.models.cache import OwnCache
 from ogls_jax.models.gguf_config import settings_from_gguf
 from ogls_jax.models.settings import Rope
-from ogls_jax.models.transformer import OwnCache, project
+from ogls_jax.models.transformer import project
 
 NUM_TOKENS = 48
 SIZES = {

@@ -2,20 +2,17 @@
 
 Sampling and teacher scoring have one shape: G continuations share a prefix (G
 rollouts share a prompt, or a hint). The prefix is read once, its keys and
-values are kept once per question, and every continuation attends to both parts
+values are there once per question, and every continuation attends to both parts
 under one softmax. Three uses:
 
+  score(prefixes, continuations)     -> hidden states of the continuations
   read(tokens, lengths)              -> Prefix
-  continue_from(tokens, prefix)      -> hidden states of whole continuations
-  append(tokens, prefix, own)        -> the same, a few tokens at a time
+  append(tokens, prefix, own)        -> the same states, a few tokens at a time
 
 Layers are stacked and run by a scan. On CPUs that copies each layer's weights
 and cache out of their stacks for every token, so decoding there has them as
 tuples of L entries (`unstacked`) and runs them one after another.
 """
-
-import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,77 +26,11 @@ from ogls_jax.models.attention import (
   rms_norm,
   turns,
 )
+from ogls_jax.models.cache import OwnCache, Prefix, Unstacked, write
 from ogls_jax.models.layer import Layer
 from ogls_jax.models.settings import DecoderSettings, layer_constants
 
 LORA_TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['key_LBHKP', 'value_LBHPK', 'length_B'],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-  """Keys and values of B prefixes; entries at or past length_B are ignored.
-
-  Stacked, or tuples of L arrays.
-  """
-
-  key_LBHKP: jax.Array | tuple[jax.Array, ...]
-  value_LBHPK: jax.Array | tuple[jax.Array, ...]
-  length_B: jax.Array
-
-  @property
-  def num_slots(self) -> int:
-    """P, padding included."""
-    return jax.tree.leaves(self.key_LBHKP)[0].shape[-1]
-
-  def unstacked(self) -> 'Prefix':
-    """The same with tuples."""
-    key, value = tuple(self.key_LBHKP), tuple(self.value_LBHPK)
-    return Prefix(key, value, self.length_B)
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['key_LBHGKT', 'value_LBHGTK', 'length'],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class OwnCache:
-  """Keys and values of each continuation's own first `length` tokens.
-
-  Stacked, or tuples of L arrays.
-  """
-
-  key_LBHGKT: jax.Array | tuple[jax.Array, ...]
-  value_LBHGTK: jax.Array | tuple[jax.Array, ...]
-  length: jax.Array
-
-  @property
-  def num_slots(self) -> int:
-    """T, room for later tokens included."""
-    return jax.tree.leaves(self.key_LBHGKT)[0].shape[-1]
-
-  def unstacked(self) -> 'OwnCache':
-    """The same with tuples."""
-    key, value = tuple(self.key_LBHGKT), tuple(self.value_LBHGTK)
-    return OwnCache(key, value, self.length)
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['layers', 'unembedding_DV'],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class Unstacked:
-  """A copy of the weights as products of few rows on a CPU read them best."""
-
-  layers: tuple  # L states of one layer
-  unembedding_DV: jax.Array
 
 
 def _by_layer(tree, num_layers):
@@ -219,7 +150,7 @@ class Decoder(nnx.Module):
       hidden_BGTD, new = self._run(
         tokens_BGT, prefix, own, turns_NB1TK=turns_NB1TK
       )
-      key, value = _write(
+      key, value = write(
         (own.key_LBHGKT, own.value_LBHGTK),
         (new.key_LBHGKT, new.value_LBHGTK),
         own.length,
@@ -248,20 +179,52 @@ class Decoder(nnx.Module):
     Returns:
       hidden_BGTD in the activations' dtype.
     """
-    prefix = self.read(tokens_BP, jnp.maximum(length_B - 1, 0))
-    inputs_BGT = jnp.concatenate(
-      [
-        jnp.broadcast_to(
-          last_tokens(tokens_BP, length_B)[:, None, None],
-          (*response_BGT.shape[:2], 1),
-        ),
-        response_BGT[..., :-1],
-      ],
-      axis=-1,
+    first_BG1 = jnp.broadcast_to(
+      last_tokens(tokens_BP, length_B)[:, None, None],
+      (*response_BGT.shape[:2], 1),
     )
-    with jax.named_scope('score'):
-      hidden_BGTD, _ = self.continue_from(inputs_BGT, prefix)
-    return hidden_BGTD
+    inputs_BGT = jnp.concatenate([first_BG1, response_BGT[..., :-1]], axis=-1)
+    num_slots, num_tokens = tokens_BP.shape[1], response_BGT.shape[2]
+    start_B = jnp.maximum(length_B - 1, 0)
+    place_1P = jnp.arange(num_slots)[None]
+    position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
+    within_context = _causal_span(num_slots, num_slots, 0)
+    within_response = _causal_span(num_tokens, num_tokens, 0)
+    to_context = _prefix_span(position_BT, num_slots, start_B)
+    both_turns = self.turns(place_1P), self.turns(position_BT)
+    graphdef, stack = nnx.split(self.layers)
+
+    # Both in one scan: keys and values of a context are there for one layer at
+    # a time, and weights get one gradient, not one for each of two scans.
+    def layer(both, inputs):
+      context_B1PD, x_BGTD = both
+      weights, rope, window = inputs
+      of_layer = nnx.merge(graphdef, weights)
+      context_turn, turn = jax.tree.map(lambda array: array[rope], both_turns)
+
+      def part(key, value, span):
+        return key, value, in_reach(*span, window)[:, None]
+
+      with jax.named_scope('read'):
+        context_B1PD, (key, value) = of_layer(
+          context_B1PD,
+          context_turn,
+          lambda *kv: ([part(*kv, within_context)], kv),
+        )
+      shared = part(key[:, :, 0], value[:, :, 0], to_context)
+      with jax.named_scope('score'):
+        x_BGTD, _ = of_layer(
+          x_BGTD, turn, lambda *kv: ([part(*kv, within_response), shared], ())
+        )
+      return (shard(context_B1PD, 'BGTD'), shard(x_BGTD, 'BGTD')), None
+
+    if self.is_remat:
+      layer = jax.checkpoint(layer)
+    both = self._embed(tokens_BP[:, None]), self._embed(inputs_BGT)
+    (_, x_BGTD), _ = jax.lax.scan(
+      layer, both, (stack, *layer_constants(self.settings)[1:])
+    )
+    return self._normed(x_BGTD)
 
   def turns(self, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`attention.turns` of tokens at these positions, by each of N rotations.
@@ -292,7 +255,14 @@ class Decoder(nnx.Module):
       start_B += own.length
     position_BT = start_B[:, None] + jnp.arange(num_tokens)[None]
     is_written = layers is not None
-    spans = _spans(position_BT, prefix, own, is_written)
+    if is_written:
+      spans = [_causal_span(num_tokens, own.num_slots, own.length)]
+    else:
+      spans = [_causal_span(num_tokens, num_tokens, 0)]
+    if prefix is not None:
+      spans.append(_prefix_span(position_BT, prefix.num_slots, prefix.length_B))
+    if own is not None and not is_written:
+      spans.append(_earlier_span(num_tokens, own))
     _, *constants = layer_constants(s)
     if turns_NB1TK is None:
       turns_NB1TK = self.turns(position_BT)
@@ -304,7 +274,7 @@ class Decoder(nnx.Module):
       def make_parts(key_BHGKT, value_BHGTK):
         kept, earlier = (key_BHGKT, value_BHGTK), own_kv
         if is_written:
-          kept, earlier = _write(own_kv, kept, own.length), None
+          kept, earlier = write(own_kv, kept, own.length), None
         pairs = [kept, prefix_kv, earlier]
         pairs = [pair for pair in pairs if pair is not None]
         masks = [in_reach(*span, window)[:, None] for span in spans]
@@ -318,12 +288,9 @@ class Decoder(nnx.Module):
 
     if self.is_remat:
       layer = jax.checkpoint(layer)
-    x_BGTD = self.embedding[...][tokens_BGT].astype(self.dtype)
-    # Rounded to the dtype first, as the models were trained.
-    x_BGTD *= jnp.asarray(s.embedding_scale, self.dtype)
+    x_BGTD = self._embed(tokens_BGT)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
     own_kv = own and (own.key_LBHGKT, own.value_LBHGTK)
-    x_BGTD = shard(x_BGTD, 'BGTD')
     if layers is None:
       inputs = (stack, prefix_kv, own_kv, *constants)
       x_BGTD, (key, value) = jax.lax.scan(layer, x_BGTD, inputs)
@@ -340,42 +307,38 @@ class Decoder(nnx.Module):
         x_BGTD, pair = layer(x_BGTD, inputs)
         pairs.append(pair)
       key, value = zip(*pairs, strict=True)
-    hidden_BGTD = rms_norm(
-      x_BGTD, self.final_norm[...], s.norm_eps, s.norm_offset
-    )
-    return hidden_BGTD, OwnCache(key, value, jnp.int32(num_tokens))
+    new = OwnCache(key, value, jnp.int32(num_tokens))
+    return self._normed(x_BGTD), new
+
+  def _embed(self, tokens_BGT):
+    x_BGTD = self.embedding[...][tokens_BGT].astype(self.dtype)
+    # Rounded to the dtype first, as the models were trained.
+    x_BGTD *= jnp.asarray(self.settings.embedding_scale, self.dtype)
+    return shard(x_BGTD, 'BGTD')
+
+  def _normed(self, x_BGTD):
+    s = self.settings
+    return rms_norm(x_BGTD, self.final_norm[...], s.norm_eps, s.norm_offset)
 
 
-def _write(into, kv, length):
-  """(key, value) with those of new tokens at `length`."""
-  put = functools.partial(
-    jax.lax.dynamic_update_slice_in_dim, start_index=length
-  )
-  (key, value), (new_key, new_value) = into, kv
-  return (
-    put(key, new_key, axis=key.ndim - 1),
-    put(value, new_value, axis=value.ndim - 2),
-  )
+# A span is (distance_BTS, is_there_BTS) of queries and keys: how far a key lies
+# before a query, and whether there is one.
 
 
-def _spans(position_BT, prefix, own, is_written):
-  """(distance_BTS, is_there_BTS) of new tokens, prefix and earlier own ones.
+def _causal_span(num_tokens, num_slots, start):
+  """To the tokens up to a query's own; query t is in slot start + t."""
+  distance_1TS = distances(num_tokens, num_slots, start)[None]
+  return distance_1TS, distance_1TS >= 0
 
-  The distance says how far a key lies before a query. Where the new tokens are
-  written into the cache already, the first span is that of the cache.
-  """
-  num_tokens = position_BT.shape[1]
-  num_slots, start = num_tokens, 0
-  if is_written:
-    num_slots, start = own.num_slots, own.length
-  new_1TT = distances(num_tokens, num_slots, start)[None]
-  spans = [(new_1TT, new_1TT >= 0)]
-  if prefix is not None:
-    place_11P = jnp.arange(prefix.num_slots)[None, None]
-    is_there_B1P = place_11P < prefix.length_B[:, None, None]
-    spans.append((position_BT[..., None] - place_11P, is_there_B1P))
-  if own is not None and not is_written:
-    after_1TS = distances(num_tokens, own.num_slots, own.length)[None]
-    is_there_11S = (jnp.arange(own.num_slots) < own.length)[None, None]
-    spans.append((after_1TS, is_there_11S))
-  return spans
+
+def _prefix_span(position_BT, num_slots, length_B):
+  place_11P = jnp.arange(num_slots)[None, None]
+  is_there_B1P = place_11P < length_B[:, None, None]
+  return position_BT[..., None] - place_11P, is_there_B1P
+
+
+def _earlier_span(num_tokens, own):
+  """To what a cache has so far."""
+  distance_1TS = distances(num_tokens, own.num_slots, own.length)[None]
+  is_there_11S = (jnp.arange(own.num_slots) < own.length)[None, None]
+  return distance_1TS, is_there_11S
