@@ -197,7 +197,7 @@ def compare(pythons, request, args, model, workload, rates) -> dict:
   }
   least = rollout_roofline.roofline(request, config, rates)
   rollout_table.print_table(summaries)
-  rollout_table.print_roofline(summaries, least, rates)
+  rollout_table.print_roofline(summaries, model, least, rates)
   return {
     'model': model, 'workload': workload, 'lengths': lengths,
     'prompt_tokens': size, 'roofline': dataclasses.asdict(least),

@@ -3,7 +3,10 @@
 Run as a module it measures this machine with JAX and prints JSON: the rate
 of float32 matrix products, the best of large squares and of R rows by the
 models' matrices, and the memory bandwidth, the best of reading, of changing in
-place and of copying to new memory, each the best of several repetitions.
+place and of copying to new memory, each the best of several repetitions. Beside
+them it takes the matrix products of a decode step with R rows, by each model's
+matrices and nothing else, as XLA runs them: what they take longer than the
+roofline is not the sampler's to save.
 
 A step of decoding takes at least the larger of its flops over that rate and
 its bytes over that bandwidth. It does work for the rows that have not ended
@@ -15,7 +18,7 @@ import dataclasses
 import json
 import time
 
-from benchmarks import rollout_engine
+from benchmarks import rollout_engine, rollout_workloads
 
 _ROWS = 32
 # Rows, inner size and columns of products.
@@ -55,8 +58,37 @@ def _best_seconds(function, *arguments, repetitions=15, **options) -> float:
   return min(times[1:])
 
 
+def _step_products(x_RD, layers, output_DV):
+  for q, k, v, o, gate, up, down in layers:
+    # Sums stand for attention and gating: every product is used.
+    x_RD = (x_RD @ q + (x_RD @ k + x_RD @ v).sum()) @ o
+    x_RD = (x_RD @ gate + x_RD @ up) @ down
+  return x_RD @ output_DV
+
+
+def _step_products_seconds(config: dict) -> float:
+  """Of all matrix products of a decode step with R rows."""
+  import jax.numpy as jnp
+
+  width, inner = config['hidden_size'], config['intermediate_size']
+  kv_width = (
+    config['num_key_value_heads'] * width // config['num_attention_heads']
+  )
+  shapes = [
+    (width, n) for n in (width, kv_width, kv_width, width, inner, inner)
+  ]
+  layers = [
+    [jnp.ones(shape) for shape in (*shapes, (inner, width))]
+    for _ in range(config['num_hidden_layers'])
+  ]
+  output_DV = jnp.ones((width, config['vocab_size']))
+  return _best_seconds(
+    _step_products, jnp.zeros((_ROWS, width)), layers, output_DV
+  )
+
+
 def measure() -> dict:
-  """Rates of this machine: flops and bytes a second, and where found."""
+  """Rates of this machine, a second: flops, bytes, and steps' products."""
   import jax
   import jax.numpy as jnp
 
@@ -76,7 +108,11 @@ def measure() -> dict:
     * _COPIED_FLOATS
     / _best_seconds(lambda x: x + 1, array, donate_argnums=0),
   }
-  return {'flops': flops, 'bytes': moved}
+  products = {
+    name: 1 / _step_products_seconds(config)
+    for name, config in rollout_workloads.MODELS.items()
+  }
+  return {'flops': flops, 'bytes': moved, 'products': products}
 
 
 def roofline(request: dict, config: dict, rates: dict) -> Roofline:

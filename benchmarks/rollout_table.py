@@ -67,7 +67,7 @@ def print_table(summaries: dict[str, Summary]) -> None:
     print(f'others took up to {most:.0%} of the CPUs: repeat it without them')
 
 
-def print_roofline(summaries: dict[str, Summary], least, rates: dict) -> None:
+def print_roofline(summaries, model: str, least, rates: dict) -> None:
   for key, unit in (('flops', 'GFLOP/s'), ('bytes', 'GB/s')):
     best = max(rates[key], key=rates[key].get)
     print(f'{rates[key][best] / 1e9:.1f} {unit} ({best})', end=', ')
@@ -79,4 +79,6 @@ def print_roofline(summaries: dict[str, Summary], least, rates: dict) -> None:
     seconds = summaries['ours'].seconds
     fractions = [100 * least.seconds / each for each in seconds]
     line += f'; ours reaches {spread(fractions, 0)}% of that'
+  products = 1e3 / rates['products'][model]
+  line += f"; a step's products alone take {products:.1f} ms"
   print(line + '\n', flush=True)
