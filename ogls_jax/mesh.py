@@ -13,9 +13,9 @@ AXES = ('data', 'fsdp', 'model')
 
 # STYLE.md section 3 has the meaning of each letter. A letter that is missing
 # here is an error, so that a misspelt suffix does not replicate in silence.
-_ROWS = ('data', 'fsdp')
+ROW_AXES = ('data', 'fsdp')  # B and R
 ACTIVATION_AXES = {
-  'B': _ROWS, 'R': _ROWS, 'G': None, 'M': None, 'P': None, 'T': None,
+  'B': ROW_AXES, 'R': ROW_AXES, 'G': None, 'M': None, 'P': None, 'T': None,
   'C': None, 'V': 'model', 'D': None, 'F': 'model', 'H': 'model', 'K': None,
   'L': None, '1': None,
 }  # fmt: skip
@@ -50,12 +50,14 @@ def mesh_shape(num_devices: int, axis_sizes: dict[str, int]) -> dict[str, int]:
   return sizes
 
 
-def make_mesh(axis_sizes: dict[str, int]) -> Mesh:
-  """Mesh over all devices; `axis_sizes` as in `mesh_shape`."""
-  sizes = mesh_shape(jax.device_count(), axis_sizes)
+def make_mesh(axis_sizes: dict[str, int], devices=None) -> Mesh:
+  """Mesh over `devices`, all if None; `axis_sizes` as in `mesh_shape`."""
+  num_devices = jax.device_count() if devices is None else len(devices)
+  sizes = mesh_shape(num_devices, axis_sizes)
   return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-  )
+    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
+  )  # fmt: skip
 
 
 def single_device_mesh() -> Mesh:
@@ -111,7 +113,7 @@ def shard(array: jax.Array, dims: str) -> jax.Array:
 def num_row_shards() -> int:
   """Over how many shards of the current mesh rows (B or R) are spread."""
   sizes = jax.sharding.get_abstract_mesh().shape
-  return math.prod(sizes.get(axis, 1) for axis in _ROWS)
+  return math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
 
 
 def put_batch(tree, mesh: Mesh):
@@ -123,7 +125,7 @@ def put_batch(tree, mesh: Mesh):
   def put(array):
     if isinstance(array, jax.Array):
       return array
-    spec = PartitionSpec(_ROWS if array.ndim else None)
+    spec = PartitionSpec(ROW_AXES if array.ndim else None)
     return jax.device_put(array, NamedSharding(mesh, spec))
 
   return jax.tree.map(put, tree)

@@ -4,6 +4,7 @@ Between programs the host reads three numbers and decides: drop rows that have
 ended once half of them have, give a cache that is full half as much room again.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -15,9 +16,87 @@ from ogls_jax.mesh import num_row_shards
 from ogls_jax.numerics import round_up
 
 # Tokens that a cache starts with room for, and a multiple of which it has.
-_CACHE_TOKENS = 64
+CACHE_TOKENS = 64
 # Below this a step costs as much as reading the weights, whatever the rows.
-_MIN_ROWS = 8
+MIN_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerPrograms:
+  """Jitted functions of `sampling.py`, each compiled for every size it gets.
+
+  Attributes:
+    begin: (params, frozen, prompts, key, limit_BG) -> prefix, own, rows,
+      rollouts.
+    unstack: (params, frozen) -> `Unstacked`.
+    decode: (params, frozen, unstacked, prefix, own, rows, rollouts, smaller) ->
+      own, rows, rollouts, progress; it donates the first three of these.
+    grow: (own, rows, num_slots=) -> own, rows.
+    compact: (prefix, own, rows, num_prompts=, group_size=) -> the same three.
+  """
+
+  begin: Callable
+  unstack: Callable
+  decode: Callable
+  grow: Callable
+  compact: Callable
+
+
+def sampler_programs(
+  graphdef: nnx.GraphDef,
+  *,
+  group_size: int,
+  max_tokens: int,
+  eos_ids: tuple[int, ...],
+  num_slots: int,
+  is_unstacked: bool,
+  **choice,
+) -> SamplerPrograms:
+  """Arguments are as for `make_sampler`; a cache begins with `num_slots`."""
+
+  def begin(params, frozen, prompts, key, limit_BG):
+    return sampling.begin(
+      nnx.merge(graphdef, params, frozen),
+      prompts,
+      key,
+      limit_BG,
+      group_size=group_size,
+      max_tokens=max_tokens,
+      num_slots=num_slots,
+      is_unstacked=is_unstacked,
+    )
+
+  def unstack(params, frozen):
+    return nnx.merge(graphdef, params, frozen).unstacked()
+
+  def decode(params, frozen, unstacked, prefix, own, rows, rollouts, smaller):
+    return sampling.decode(
+      nnx.merge(graphdef, params, frozen),
+      prefix,
+      own,
+      rows,
+      rollouts,
+      eos_ids=eos_ids,
+      smaller=smaller,
+      unstacked=unstacked,
+      **choice,
+    )
+
+  return SamplerPrograms(
+    begin=jax.jit(begin),
+    unstack=jax.jit(unstack),
+    decode=jax.jit(decode, static_argnums=7, donate_argnums=(4, 5, 6)),
+    grow=jax.jit(sampling.grow, static_argnames='num_slots'),
+    compact=jax.jit(
+      sampling.compact, static_argnames=('num_prompts', 'group_size')
+    ),
+  )
+
+
+def more_slots(num_slots: int, *, first_slots: int, max_tokens: int) -> int:
+  """Half as many again, in multiples of `first_slots`, up to `max_tokens`."""
+  half_more = num_slots + (num_slots + 1) // 2
+  return min(round_up(half_more, first_slots), max_tokens)
 
 
 def make_sampler(
@@ -26,8 +105,8 @@ def make_sampler(
   group_size: int,
   max_tokens: int,
   eos_ids: tuple[int, ...],
-  cache_tokens: int = _CACHE_TOKENS,
-  min_rows: int = _MIN_ROWS,
+  cache_tokens: int = CACHE_TOKENS,
+  min_rows: int = MIN_ROWS,
   has_single: bool | None = None,
   is_unstacked: bool | None = None,
   **choice,
@@ -61,40 +140,14 @@ def make_sampler(
   if is_unstacked is None:
     is_unstacked = is_cpu
 
-  @jax.jit
-  def begin(params, frozen, prompts, key, limit_BG):
-    return sampling.begin(
-      nnx.merge(graphdef, params, frozen),
-      prompts,
-      key,
-      limit_BG,
-      group_size=group_size,
-      max_tokens=max_tokens,
-      num_slots=first_slots,
-      is_unstacked=is_unstacked,
-    )
-
-  @jax.jit
-  def unstack(params, frozen):
-    return nnx.merge(graphdef, params, frozen).unstacked()
-
-  def decode(params, frozen, unstacked, prefix, own, rows, rollouts, smaller):
-    return sampling.decode(
-      nnx.merge(graphdef, params, frozen),
-      prefix,
-      own,
-      rows,
-      rollouts,
-      eos_ids=eos_ids,
-      smaller=smaller,
-      unstacked=unstacked,
-      **choice,
-    )
-
-  decode = jax.jit(decode, static_argnums=7, donate_argnums=(4, 5, 6))
-  grow = jax.jit(sampling.grow, static_argnames='num_slots')
-  compact = jax.jit(
-    sampling.compact, static_argnames=('num_prompts', 'group_size')
+  programs = sampler_programs(
+    graphdef,
+    group_size=group_size,
+    max_tokens=max_tokens,
+    eos_ids=eos_ids,
+    num_slots=first_slots,
+    is_unstacked=is_unstacked,
+    **choice,
   )
 
   def sample(
@@ -106,8 +159,10 @@ def make_sampler(
     meanwhile: Callable[[Rollouts | None], None] | None = None,
   ) -> Rollouts:
     num_shards, so_far = num_row_shards(), None
-    prefix, own, rows, rollouts = begin(params, frozen, prompts, key, limit_BG)
-    unstacked = unstack(params, frozen) if is_unstacked else None
+    prefix, own, rows, rollouts = programs.begin(
+      params, frozen, prompts, key, limit_BG
+    )
+    unstacked = programs.unstack(params, frozen) if is_unstacked else None
     while True:
       smaller = tuple(
         sampling.smaller_shapes(
@@ -117,7 +172,7 @@ def make_sampler(
           has_single=has_single,
         )
       )
-      own, rows, rollouts, progress = decode(
+      own, rows, rollouts, progress = programs.decode(
         params, frozen, unstacked, prefix, own, rows, rollouts, smaller
       )
       if meanwhile:
@@ -127,13 +182,15 @@ def make_sampler(
         return rollouts
       fitting = [s for s in smaller if num_running <= s[0] and most <= s[1]]
       if fitting:
-        prefix, own, rows = compact(
-          prefix, own, rows, num_prompts=fitting[0][0], group_size=fitting[0][1]
+        num_prompts, size = fitting[0]
+        prefix, own, rows = programs.compact(
+          prefix, own, rows, num_prompts=num_prompts, group_size=size
         )
       else:
-        half_more = own.num_slots + (own.num_slots + 1) // 2
-        slots = min(round_up(half_more, first_slots), max_tokens)
-        own, rows = grow(own, rows, num_slots=slots)
+        slots = more_slots(
+          own.num_slots, first_slots=first_slots, max_tokens=max_tokens
+        )
+        own, rows = programs.grow(own, rows, num_slots=slots)
       if meanwhile:  # before `decode` takes the buffers
         so_far = jax.device_get(rollouts)
 

@@ -13,11 +13,12 @@ ORDER = """
   models.locate models.settings models.attention models.quantize models.lora
   models.cache models.layer models.transformer
   models.config_checks models.families models.hf_config models.gguf_config
-  models.shards models.tensor_files models.weights
+  models.shards models.tensor_files models.weights models.known_sizes
   prompts token_choice sampling rollout hints teacher steering
   loss loss_blocks loss_masks optimizer metrics checkpoint workdir step
   validate questions build evaluation rounds warmup runs
   programs reporting profile loop cli train export
+  hlo program_cost chips step_parts shapes compiled preflight
 """.split()  # noqa: SIM905 - the lines group what belongs together
 
 

@@ -4,9 +4,9 @@ from benchmarks.step_trace import (
   PARTS,
   Event,
   instructions,
-  part_of,
   seconds_by_part,
 )
+from ogls_jax.step_parts import part_of
 
 _TEXT = """HloModule jit_distill_step
 %body (p: f32[2]) -> f32[2] {

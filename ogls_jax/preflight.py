@@ -1,0 +1,277 @@
+"""Whether a run fits a TPU slice, and what bounds it, with no TPU at hand.
+
+    python -m ogls_jax.preflight --config=FILE --topology=v5e:4x4
+
+The very programs of training are compiled for the slice by the TPU compiler,
+which says what memory they take; their text, walked with its loops, says what
+they compute, read and send. Times are those at the chip's published rates, all
+of it overlapped: a bound, not a forecast. Exit code 0: it fits; 3: it does not.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_dict
+
+from ogls_jax import build, chips, cli, program_cost
+from ogls_jax.compiled import Compiler, Program
+from ogls_jax.errors import UserError
+from ogls_jax.mesh import make_mesh
+from ogls_jax.models.known_sizes import known_settings
+from ogls_jax.models.settings import DecoderSettings
+from ogls_jax.validate import validate
+
+DOES_NOT_FIT_CODE = 3
+_NO_MACHINE = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+}
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """A slice, or several.
+
+  Attributes:
+    text: as on the command line.
+    chip: of one chip.
+    devices: JAX's, of no real machine.
+    num_chips: in all.
+    is_ring: whether every dim of the torus closes to a ring.
+  """
+
+  text: str
+  chip: chips.Chip
+  devices: list
+  num_chips: int
+  is_ring: bool
+
+
+def find_slice(topology: str, num_slices: int) -> Slice:
+  """The devices of a topology such as `v5e:4x4`.
+
+  Raises:
+    UserError: libtpu is missing, or knows no such topology.
+  """
+  kind, _, shape = topology.partition(':')
+  text = f'--topology={topology}'
+  if kind.lower() not in chips.CHIPS or not shape:
+    raise UserError(
+      f'{text} is none of {", ".join(chips.CHIPS)} with a shape, such as'
+      ' v5e:4x4 or v5p:2x2x1'
+    )
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError(
+      f'{text} needs the TPU compiler: pip install libtpu, which needs no TPU'
+    )
+  from jax.experimental import topologies
+
+  # It would ask the machine for a TPU's settings, and complain of the answers.
+  for name, value in _NO_MACHINE.items():
+    os.environ.setdefault(name, value)
+  options = {'num_slices': num_slices} if num_slices > 1 else {}
+  try:
+    found = topologies.get_topology_desc(topology, 'tpu', **options)
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(f'{text}: no such topology ({reason})') from error
+  chip = chips.CHIPS[kind.lower()]
+  dims = [int(size) for size in shape.split('x')]
+  return Slice(
+    text=topology if num_slices == 1 else f'{num_slices} x {topology}',
+    chip=chip,
+    devices=list(found.devices),
+    num_chips=math.prod(dims) * num_slices,
+    is_ring=all(size % chip.ring_chips == 0 for size in dims if size > 1),
+  )
+
+
+def settings_of(config: config_dict.ConfigDict) -> DecoderSettings:
+  """Sizes of the model, without its weights where they are known."""
+  known = known_settings(config.model.path)
+  if known is not None:
+    return known
+  num_ids = 0
+  if not config.model.path:
+    num_ids = build.load_tokenizer_of(config).vocab_size
+  return build.decoder_settings(config, num_ids)
+
+
+def fits(program: Program, chip: chips.Chip) -> bool:
+  """With all that lives beside it."""
+  if program.limit_bytes is not None:
+    return False
+  return program.peak_bytes + program.other_bytes <= chip.usable_gib * _GIB
+
+
+def compile_step(config: config_dict.ConfigDict, where: Slice) -> Compiler:
+  """The programs of a step of `config`, on `where`."""
+  sizes = validate(config, len(where.devices))
+  mesh = make_mesh(dict(config.mesh), where.devices)
+  with jax.set_mesh(mesh):
+    compiler = Compiler(config, settings_of(config), sizes, mesh, note=_note)
+    compiler.compile_all()
+  return compiler
+
+
+def _note(text: str) -> None:
+  print(f'  {text}', file=sys.stderr, flush=True)
+
+
+def print_report(config, where: Slice, compiler: Compiler) -> None:
+  """Memory, work and times, as text."""
+  mesh = ' x '.join(f'{axis} {n}' for axis, n in compiler.mesh.shape.items())
+  print(
+    f'{where.text}: {where.num_chips} chips, {len(where.devices)} devices of'
+    f' {where.chip.usable_gib:.2f} GiB; mesh {mesh}'
+  )
+  held = dataclasses.asdict(compiler.held)
+  print(
+    'on each device, GiB: '
+    + ', '.join(f'{name} {size / _GIB:.2f}' for name, size in held.items())
+  )
+  layout = '{:8} {:>6} {:>10} {:>10} {:>8} {:>8}  {}'.format
+  print(
+    layout('program', 'slots', 'arguments', 'temporary', 'beside', 'peak', '')
+  )
+  for each in compiler.programs:
+    sizes = (
+      each.argument_bytes, each.temporary_bytes, each.other_bytes,
+      each.peak_bytes + each.other_bytes,
+    )  # fmt: skip
+    texts = [f'{size / _GIB:.2f}' for size in sizes]
+    verdict = 'fits' if fits(each, where.chip) else 'does not fit'
+    print(layout(each.name, each.slots or '', *texts, verdict))
+  _print_times(compiler.programs, where)
+
+
+def _print_times(programs: list[Program], where: Slice) -> None:
+  layout = '{:26} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}  {}'.format
+  print(
+    layout(
+      'part', 'TFLOP', 'GB', 'links GB', 'compute ms', 'memory ms', 'links ms',
+      'bound by',
+    )
+  )  # fmt: skip
+  for program in programs:
+    for part, cost in program.costs.items():
+      name = part if program.name == 'distill' else _title(program)
+      least = chips.times(cost, where.chip, is_ring=where.is_ring)
+      links = sum(size for _, size in cost.collectives.values())
+      print(
+        layout(
+          name, f'{cost.flops / 1e12:.4f}', f'{cost.num_bytes / 1e9:.3f}',
+          f'{links / 1e9:.4f}', f'{1e3 * least.compute:.3f}',
+          f'{1e3 * least.memory:.3f}', f'{1e3 * least.links:.3f}', least.bound,
+        )
+      )  # fmt: skip
+  for program in programs:
+    found = program_cost.by_kind(program_cost.total(program.costs))
+    texts = [
+      f'{times:,.0f} {kind} of {num_bytes / 1e6:,.1f} MB in all'
+      for kind, (times, num_bytes) in sorted(found.items())
+    ]
+    print(f'{_title(program)}: {", ".join(texts) or "no collectives"}')
+
+
+def _title(program: Program) -> str:
+  if program.name == 'decode':
+    return f'decode 1 of {program.slots}'
+  return program.name
+
+
+def step_seconds(programs: list[Program], where: Slice) -> dict[str, float]:
+  """Least seconds: of sampling as long as can be, of the update, of both.
+
+  A token's time is taken to grow with the cache in a straight line.
+  """
+
+  def seconds(program):
+    cost = program_cost.total(program.costs)
+    return chips.times(cost, where.chip, is_ring=where.is_ring).seconds
+
+  found = {'sampling': 0.0, 'update': 0.0}
+  decodes = [p for p in programs if p.name == 'decode']
+  for program in programs:
+    if program.name in ('begin', 'grow'):
+      found['sampling'] += seconds(program)
+    elif program.name == 'distill':
+      found['update'] += seconds(program)
+  if decodes:
+    first, last = decodes[0], decodes[-1]
+    mean = (seconds(first) + seconds(last)) / 2
+    found['sampling'] += last.slots * mean
+  return found | {'step': sum(found.values())}
+
+
+def as_json(where: Slice, compiler: Compiler) -> dict:
+  """The same as `print_report`, for programs."""
+  return {
+    'topology': where.text,
+    'num_chips': where.num_chips,
+    'chip': dataclasses.asdict(where.chip),
+    'mesh': dict(compiler.mesh.shape),
+    'held_bytes': dataclasses.asdict(compiler.held),
+    'programs': [
+      {
+        'name': p.name, 'slots': p.slots, 'peak_bytes': p.peak_bytes,
+        'argument_bytes': p.argument_bytes,
+        'temporary_bytes': p.temporary_bytes, 'other_bytes': p.other_bytes,
+        'fits': fits(p, where.chip),
+        'parts': {part: _cost_json(c, where) for part, c in p.costs.items()},
+      }
+      for p in compiler.programs
+    ],
+    'least_seconds': step_seconds(compiler.programs, where),
+  }  # fmt: skip
+
+
+def _cost_json(cost: program_cost.Cost, where: Slice) -> dict:
+  least = chips.times(cost, where.chip, is_ring=where.is_ring)
+  return {
+    'flops': cost.flops,
+    'bytes': cost.num_bytes,
+    'collectives': program_cost.by_kind(cost),
+    'unknown': cost.unknown,
+    'seconds': dataclasses.asdict(least),
+    'bound': least.bound,
+  }
+
+
+def main() -> None:
+  """Compiles, prints, and exits with the verdict."""
+  config = cli.read_config()
+  where = find_slice(flags.FLAGS.topology, flags.FLAGS.num_slices)
+  compiler = compile_step(config, where)
+  is_fitting = all(fits(each, where.chip) for each in compiler.programs)
+  if flags.FLAGS.json:
+    print(json.dumps(as_json(where, compiler) | {'fits': is_fitting}, indent=2))
+  else:
+    print_report(config, where, compiler)
+    if is_fitting:
+      texts = [
+        f'{name} {seconds:.1f} s'
+        for name, seconds in step_seconds(compiler.programs, where).items()
+      ]
+      print(f'at the least, every rollout at its limit: {", ".join(texts)}')
+    print('fits' if is_fitting else 'does not fit')
+  if not is_fitting:
+    sys.exit(DOES_NOT_FIT_CODE)
+
+
+if __name__ == '__main__':
+  cli.define_config()
+  flags.DEFINE_string(
+    'topology', None, 'KIND:SHAPE, such as v5e:4x4.', required=True
+  )
+  flags.DEFINE_integer('num_slices', 1, 'Slices of that topology.', 1)
+  flags.DEFINE_bool('json', False, 'Print JSON.')
+  cli.run(main)

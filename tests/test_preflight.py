@@ -1,0 +1,101 @@
+"""The TPU compiler, where libtpu is installed, on topologies of no machine."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ogls_jax import chips, preflight
+from ogls_jax.errors import UserError
+from ogls_jax.models.known_sizes import known_settings
+from ogls_jax.program_cost import Collective, Cost
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason='needs the TPU compiler: pip install libtpu',
+)
+
+
+def run(*flags):
+  # A process of its own: libtpu keeps what it was started with.
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  return subprocess.run(
+    [
+      sys.executable, '-m', 'ogls_jax.preflight', '--config=configs/tiny.py',
+      '--topology=v5e:2x2', *flags,
+    ],
+    capture_output=True, text=True, env=environment, check=False,
+  )  # fmt: skip
+
+
+@needs_libtpu
+def test_a_small_run_fits():
+  found = run('--json', '--config.mesh.fsdp=4')
+  assert found.returncode == 0, found.stderr[-2000:]
+  report = json.loads(found.stdout)
+  assert report['fits'] and report['num_chips'] == 4
+  assert report['mesh'] == {'data': 1, 'fsdp': 4, 'model': 1}
+  names = [program['name'] for program in report['programs']]
+  assert names == ['begin', 'decode', 'distill']
+  parts = report['programs'][-1]['parts']
+  assert {'scoring', 'hint reading', 'student forward', 'update'} <= set(parts)
+  # Weights are shared out, so each layer gathers its own, in a loop.
+  decode = report['programs'][1]['parts']['decode']
+  assert sum(times for times, _ in decode['collectives'].values()) > 8
+  # Only the loop over tokens depends on data, and one inside top-p's search.
+  assert len(decode['unknown']) <= 2, decode['unknown']
+
+
+@needs_libtpu
+def test_a_large_run_does_not_fit():
+  found = run('--config.rollouts.max_tokens=400000')
+  assert found.returncode == preflight.DOES_NOT_FIT_CODE, found.stderr[-2000:]
+  assert found.stdout.splitlines()[-1] == 'does not fit'
+
+
+def test_without_the_compiler_is_one_line(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match='pip install libtpu'):
+    preflight.find_slice('v5e:2x2', 1)
+
+
+@pytest.mark.parametrize('topology', ['v5e', 'h100:2x2', 'v5e:'])
+def test_no_such_topology(topology):
+  with pytest.raises(UserError, match=f'--topology={topology} is none of'):
+    preflight.find_slice(topology, 1)
+
+
+def test_sizes_known_without_weights():
+  # 1.7 and 4.0 billion, embeddings included (huggingface.co/Qwen).
+  def num_weights(path):
+    s = known_settings(path)
+    layer = 2 * s.width * s.head_size * (s.num_heads + s.num_kv_heads)
+    layer += 3 * s.width * s.mlp_size
+    return s.num_layers * layer + s.vocab_size * s.width
+
+  assert num_weights('hub:Qwen/Qwen3-1.7B') == pytest.approx(1.72e9, rel=0.01)
+  assert num_weights('hub:Qwen/Qwen3-4B@main') == pytest.approx(
+    4.02e9, rel=0.01
+  )
+  assert known_settings('hub:someone/else') is None
+  assert known_settings('folder/Qwen/Qwen3-4B') is None
+
+
+def test_times_by_hand():
+  cost = Cost(
+    flops=197e12,
+    num_bytes=819e9 / 2,
+    collectives={
+      Collective('all-gather', 16, False): (3, 100e9),
+      Collective('all-reduce', 2, True): (1, 3.1e9),
+    },
+  )
+  # Two links of one dim, one way each: a quarter of 400 GB/s.
+  least = chips.times(cost, chips.CHIPS['v5e'], is_ring=True)
+  assert least == chips.Times(compute=1.0, memory=0.5, links=2.0)
+  assert least.seconds == 2.0 and least.bound == 'links'
+  line = chips.times(cost, chips.CHIPS['v5e'], is_ring=False)
+  assert line.links == 3.0
