@@ -13,7 +13,9 @@ import jax
 
 from ogls_jax.step_parts import part_of
 
-SAMPLING = {'begin', 'unstack', 'decode', 'compact', 'grow', 'fold_in'}
+SAMPLING = {
+  'begin', 'place', 'unstack', 'decode', 'compact', 'room', 'fold_in'
+}  # fmt: skip
 PARTS = (
   'sampling', 'grading', 'hint reading', 'scoring', 'student forward',
   'student backward', 'loss', 'update', 'rest of the device', 'host gaps',

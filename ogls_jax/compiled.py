@@ -1,8 +1,9 @@
 """The programs of a training step, compiled from shapes, and what they need.
 
 begin    reads the prompts (sampling's prefill)
+place    the weights as decoding wants them, where `fsdp` shares them out
 decode   one token for every row, at the first and at the largest cache
-grow     the last time that the cache gets more room
+compact  half of the rows of the cache's largest part
 distill  teacher, loss, gradient and update, or the method's own
 """
 
@@ -15,7 +16,7 @@ import jax
 from ml_collections import config_dict
 
 from ogls_jax import build, program_cost, rollout, sampling, shapes
-from ogls_jax.mesh import num_row_shards
+from ogls_jax.mesh import num_row_shards, num_shards_of
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.programs import make_programs
 from ogls_jax.step_parts import part_of
@@ -195,23 +196,31 @@ class Compiler:
       'begin', jitted.begin, *model, shapes.prompt_batch(c, self.mesh),
       self.state.key, None, slots=first, live=lasting,
     )  # fmt: skip
-    before, slots = first, first
-    while slots < max_tokens:
-      before = slots
-      slots = rollout.more_slots(
-        slots, first_slots=first, max_tokens=max_tokens
-      )
-    if slots > first:
+    live = (lasting, prefix, own, rows, rollouts)
+    if num_shards_of('fsdp') > 1:
+      model = self._run('place', jitted.place, *model, live=live)
+      lasting = (lasting, model)
+    if first < max_tokens:
       self._decode(jitted, model, lasting, prefix, own, rows, rollouts)
-      own, rows = _with_slots((own, rows), before)
-      own, rows = self._run(
-        'grow', jitted.grow, own, rows, num_slots=slots, slots=slots,
-        live=(lasting, prefix, rollouts, own, rows),
-      )  # fmt: skip
+    while own.num_slots < max_tokens:
+      slots = rollout.more_slots(
+        own.num_slots, first_slots=first, max_tokens=max_tokens
+      )
+      own, rows = _with_room(own, rows, slots)
     self.cache_bytes = shapes.bytes_per_device((prefix, own))
-    self._decode(jitted, model, lasting, prefix, own, rows, rollouts)
+    smaller = self._decode(jitted, model, lasting, prefix, own, rows, rollouts)
+    if smaller:
+      num_prompts, size = smaller[0]
+      parts = [*own.earlier, (own.key_LBHGKT, own.value_LBHGTK)]
+      largest = max(parts, key=shapes.bytes_per_device)
+      self._run(
+        'compact', jitted.compact, largest, rows.is_done_BG,
+        num_prompts=num_prompts, group_size=size, slots=own.num_slots,
+        live=(lasting, prefix, own, rows, rollouts),
+      )  # fmt: skip
 
   def _decode(self, jitted, model, lasting, prefix, own, rows, rollouts):
+    """The smaller shapes that it may stop for."""
     smaller = tuple(
       sampling.smaller_shapes(
         *rows.is_done_BG.shape,
@@ -224,6 +233,7 @@ class Compiler:
       smaller, slots=own.num_slots,
       live=(lasting, prefix, own, rows, rollouts),
     )  # fmt: skip
+    return smaller
 
   def _distill(self) -> None:
     c = self._config
@@ -242,25 +252,23 @@ class Compiler:
     )  # fmt: skip
 
 
-def _with_slots(tree, num_slots: int):
-  """A cache and rows with so much room; rows of T are the same for each."""
-  own, rows = tree
+def _with_room(own, rows, num_slots: int):
+  """As `sampling.room` and `OwnCache.with_room` leave them."""
 
-  def resized(leaf, axis):
+  def resized(leaf, axis, size):
     shape = list(leaf.shape)
-    shape[axis] = num_slots
+    shape[axis] = size
     return jax.ShapeDtypeStruct(
       tuple(shape), leaf.dtype, sharding=leaf.sharding
     )
 
-  own = dataclasses.replace(
-    own,
-    key_LBHGKT=resized(own.key_LBHGKT, -1),
-    value_LBHGTK=resized(own.value_LBHGTK, -2),
+  added = num_slots - own.num_slots
+  own = own.with_room(
+    resized(own.key_LBHGKT, -1, added), resized(own.value_LBHGTK, -2, added)
   )
   rows = dataclasses.replace(
     rows,
-    response_BGT=resized(rows.response_BGT, -1),
-    log_prob_BGT=resized(rows.log_prob_BGT, -1),
+    response_BGT=resized(rows.response_BGT, -1, num_slots),
+    log_prob_BGT=resized(rows.log_prob_BGT, -1, num_slots),
   )
   return own, rows

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ogls_jax.loss import divergence_sums
+from ogls_jax.mesh import shard
 from ogls_jax.models.transformer import project
 from ogls_jax.numerics import Metric, log_probs
 
@@ -83,12 +84,13 @@ def blockwise_divergence(
     )
 
   with jax.named_scope('loss'):
+    # Gathered over `fsdp` once, not for every block.
     loss, sums = _divergence(
       block_sums,
       block_tokens,
       student_hidden_RTD,
-      student_unembedding_VD,
-      jax.lax.stop_gradient(teacher_unembedding_VD),
+      shard(student_unembedding_VD, 'VD'),
+      jax.lax.stop_gradient(shard(teacher_unembedding_VD, 'VD')),
       jax.lax.stop_gradient(steered_hidden_RTD),
       token_mask_RT,
     )
@@ -161,6 +163,9 @@ def token_log_probs(
   Returns:
     (log_prob_RT, entropy_RT), float32, nats, of softmax(logits / temperature).
   """
+
+  with jax.named_scope('loss'):
+    unembedding_VD = shard(unembedding_VD, 'VD')  # gathered over `fsdp` once
 
   @jax.checkpoint
   def of_block(hidden, token):

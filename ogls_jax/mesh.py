@@ -24,6 +24,16 @@ WEIGHT_AXES = {
   'A': None, '1': None,
 }  # fmt: skip
 
+# While tokens are decoded the few activations move, not the weights: every
+# device of `fsdp` holds columns of each matrix, sees all rows, and adds up.
+# Gathering the weights for each token would take ten times as long.
+_COLUMNS = ('model', 'fsdp')
+_BY_COLUMN = {'V': _COLUMNS, 'F': _COLUMNS, 'H': _COLUMNS}
+DECODING_ACTIVATION_AXES = (
+  ACTIVATION_AXES | _BY_COLUMN | {'B': 'data', 'R': 'data'}
+)
+DECODING_WEIGHT_AXES = WEIGHT_AXES | _BY_COLUMN | {'D': None}
+
 _DIM_NAMES = {
   'V': 'the vocabulary',
   'D': 'the model width',
@@ -93,10 +103,17 @@ def weight_spec(dims: str) -> PartitionSpec:
   return _spec(dims, WEIGHT_AXES)
 
 
-def shard(array: jax.Array, dims: str) -> jax.Array:
+def shard(
+  array: jax.Array, dims: str, *, is_decoding: bool = False
+) -> jax.Array:
   """Constrains an activation inside jit: `shard(logits_RTV, 'RTV')`.
 
   Needs `jax.set_mesh`; without a mesh (single-device tests) it does nothing.
+
+  Args:
+    array: any.
+    dims: a letter for each of its dims.
+    is_decoding: it meets weights that `place_for_decoding` has placed.
 
   Raises:
     ValueError: a letter is unknown, the rank differs, or two dims of the array
@@ -104,16 +121,54 @@ def shard(array: jax.Array, dims: str) -> jax.Array:
   """
   if array.ndim != len(dims):
     raise ValueError(f'{dims!r} names {len(dims)} dims, got {array.shape}')
-  spec = activation_spec(dims)
+  table = DECODING_ACTIVATION_AXES if is_decoding else ACTIVATION_AXES
+  spec = _spec(dims, table)
   if jax.sharding.get_abstract_mesh().empty:
     return array
   return jax.lax.with_sharding_constraint(array, spec)
 
 
+def place_for_decoding(tree):
+  """Weights laid out by column, inside jit: a tree of nnx.Variables.
+
+  Where the devices do not divide the columns a weight stays as it is, and is
+  gathered for every token.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+
+  def placed(leaf):
+    if not isinstance(leaf, nnx.Variable):
+      return leaf
+    dims, array = leaf.get_metadata()['dims'], leaf.get_value()
+    spec = _spec(dims, DECODING_WEIGHT_AXES)
+    if not _divides(mesh, array.shape, spec):
+      spec = weight_spec(dims)
+    return leaf.replace(jax.lax.with_sharding_constraint(array, spec))
+
+  return jax.tree.map(
+    placed, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+  )
+
+
+def _divides(mesh, shape, spec) -> bool:
+  def num(entry):
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+  return all(
+    size % num(entry) == 0 for size, entry in zip(shape, spec, strict=True)
+  )
+
+
+def num_shards_of(*axes: str) -> int:
+  """Over how many shards the current mesh spreads these axes together."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
 def num_row_shards() -> int:
   """Over how many shards of the current mesh rows (B or R) are spread."""
-  sizes = jax.sharding.get_abstract_mesh().shape
-  return math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
+  return num_shards_of(*ROW_AXES)
 
 
 def put_batch(tree, mesh: Mesh):

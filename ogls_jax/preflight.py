@@ -201,7 +201,7 @@ def step_seconds(programs: list[Program], where: Slice) -> dict[str, float]:
   found = {'sampling': 0.0, 'update': 0.0}
   decodes = [p for p in programs if p.name == 'decode']
   for program in programs:
-    if program.name in ('begin', 'grow'):
+    if program.name in ('begin', 'place'):
       found['sampling'] += seconds(program)
     elif program.name == 'distill':
       found['update'] += seconds(program)

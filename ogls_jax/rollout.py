@@ -12,7 +12,8 @@ from flax import nnx
 
 from ogls_jax import sampling
 from ogls_jax.batches import PromptBatch, Rollouts
-from ogls_jax.mesh import num_row_shards
+from ogls_jax.mesh import num_row_shards, num_shards_of, place_for_decoding
+from ogls_jax.models.cache import OwnCache
 from ogls_jax.numerics import round_up
 
 # Tokens that a cache starts with room for, and a multiple of which it has.
@@ -28,17 +29,19 @@ class SamplerPrograms:
   Attributes:
     begin: (params, frozen, prompts, key, limit_BG) -> prefix, own, rows,
       rollouts.
+    place: (params, frozen) -> the same, as decoding wants them on a mesh.
     unstack: (params, frozen) -> `Unstacked`.
     decode: (params, frozen, unstacked, prefix, own, rows, rollouts, smaller) ->
       own, rows, rollouts, progress; it donates the first three of these.
-    grow: (own, rows, num_slots=) -> own, rows.
-    compact: (prefix, own, rows, num_prompts=, group_size=) -> the same three.
+    room: as `sampling.room`.
+    compact: as `sampling.compact`.
   """
 
   begin: Callable
+  place: Callable
   unstack: Callable
   decode: Callable
-  grow: Callable
+  room: Callable
   compact: Callable
 
 
@@ -66,6 +69,9 @@ def sampler_programs(
       is_unstacked=is_unstacked,
     )
 
+  def place(params, frozen):
+    return place_for_decoding((params, frozen))
+
   def unstack(params, frozen):
     return nnx.merge(graphdef, params, frozen).unstacked()
 
@@ -84,13 +90,25 @@ def sampler_programs(
 
   return SamplerPrograms(
     begin=jax.jit(begin),
+    place=jax.jit(place),
     unstack=jax.jit(unstack),
     decode=jax.jit(decode, static_argnums=7, donate_argnums=(4, 5, 6)),
-    grow=jax.jit(sampling.grow, static_argnames='num_slots'),
+    room=jax.jit(sampling.room, static_argnames='num_slots'),
     compact=jax.jit(
       sampling.compact, static_argnames=('num_prompts', 'group_size')
     ),
   )
+
+
+def compact_cache(
+  programs: SamplerPrograms, own: OwnCache, is_done_BG: jax.Array, **sizes
+) -> OwnCache:
+  """`own` of the rows that go on, one part at a time."""
+  parts = []
+  for part in (*own.earlier, (own.key_LBHGKT, own.value_LBHGTK)):
+    parts.append(programs.compact(part, is_done_BG, **sizes))
+    jax.tree.map(lambda array: array.delete(), part)  # now, not after the last
+  return OwnCache(*parts[-1], own.length, tuple(parts[:-1]))
 
 
 def more_slots(num_slots: int, *, first_slots: int, max_tokens: int) -> int:
@@ -162,6 +180,9 @@ def make_sampler(
     prefix, own, rows, rollouts = programs.begin(
       params, frozen, prompts, key, limit_BG
     )
+    # After the prompts: they are many tokens, for which weights do move.
+    if num_shards_of('fsdp') > 1:
+      params, frozen = programs.place(params, frozen)
     unstacked = programs.unstack(params, frozen) if is_unstacked else None
     while True:
       smaller = tuple(
@@ -182,15 +203,17 @@ def make_sampler(
         return rollouts
       fitting = [s for s in smaller if num_running <= s[0] and most <= s[1]]
       if fitting:
-        num_prompts, size = fitting[0]
-        prefix, own, rows = programs.compact(
-          prefix, own, rows, num_prompts=num_prompts, group_size=size
-        )
+        is_done_BG = rows.is_done_BG
+        sizes = {'num_prompts': fitting[0][0], 'group_size': fitting[0][1]}
+        own = compact_cache(programs, own, is_done_BG, **sizes)
+        prefix = programs.compact(prefix, is_done_BG, **sizes)
+        rows = programs.compact(rows, is_done_BG, **sizes)
       else:
         slots = more_slots(
           own.num_slots, first_slots=first_slots, max_tokens=max_tokens
         )
-        own, rows = programs.grow(own, rows, num_slots=slots)
+        kv, rows = programs.room(own, rows, num_slots=slots)
+        own = own.with_room(*kv)
       if meanwhile:  # before `decode` takes the buffers
         so_far = jax.device_get(rollouts)
 

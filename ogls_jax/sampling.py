@@ -1,4 +1,4 @@
-"""The pure parts of sampling: begin, decode, compact, grow.
+"""The pure parts of sampling: begin, decode, compact, room.
 
 A decode step costs what it reads, so it should read what is needed and no more:
 
@@ -6,7 +6,7 @@ A decode step costs what it reads, so it should read what is needed and no more:
   decode   samples token by token, until the cache is full, every row has ended,
            or so many have that the rest fits into half of the rows
   compact  moves the rows that go on to the front, and drops the others
-  grow     gives every row's cache more room
+  room     is what every row's cache grows by
 
 `rollout.py` runs them; each compiles once per number of rows and of slots.
 """
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ogls_jax.batches import PromptBatch, Rollouts, flatten_rows
-from ogls_jax.mesh import shard
+from ogls_jax.mesh import num_row_shards, shard
 from ogls_jax.models.cache import OwnCache, Prefix, Unstacked
 from ogls_jax.models.transformer import Decoder, last_tokens, project
 from ogls_jax.token_choice import choose_tokens
@@ -176,14 +176,16 @@ def decode(
 
   Returns:
     own, rows, rollouts, and int32 [3]: tokens decoded, the most running rows of
-    a prompt, prompts with a running row.
+    a prompt, prompts with a running row if each shard of the rows had as many
+    as that with the most.
   """
-  num_slots = own.num_slots
+  num_slots, num_shards = own.num_slots, num_row_shards()
 
   def counts(is_done_BG):
     is_running_BG = ~is_done_BG
     most = is_running_BG.sum(1).max()
-    return most, is_running_BG.any(1).sum()
+    is_running_SB = is_running_BG.any(1).reshape(num_shards, -1)
+    return most, num_shards * is_running_SB.sum(1).max()
 
   def goes_on(carry):
     own, rows, _ = carry
@@ -221,7 +223,9 @@ def _decode_token(
   hidden_BG1D, own = decoder.append(
     rows.token_BG[..., None], prefix, own, layers, turns_NB1TK
   )
-  logits_R1V = project(flatten_rows(hidden_BG1D), unembedding_VD)
+  logits_R1V = project(
+    flatten_rows(hidden_BG1D), unembedding_VD, is_decoding=True
+  )
   key_R = jax.random.wrap_key_data(flatten_rows(rows.key_BG))
   token_R, log_prob_R = choose_tokens(
     logits_R1V[:, 0],
@@ -267,22 +271,32 @@ def _put(rows, rollouts):
   )
 
 
-def compact(
-  prefix: Prefix,
-  own: OwnCache,
-  rows: Rows,
-  *,
-  num_prompts: int,
-  group_size: int,
-) -> tuple[Prefix, OwnCache, Rows]:
-  """Keeps the running rows, in `num_prompts` x `group_size`; they must fit."""
-  order_BG = jnp.argsort(rows.is_done_BG, axis=1)[:, :group_size]
-  is_over_B = rows.is_done_BG.all(1)
-  order_B = jnp.argsort(is_over_B)[:num_prompts]
-  is_all = num_prompts == is_over_B.shape[0]
+def compact(tree, is_done_BG: jax.Array, *, num_prompts: int, group_size: int):
+  """Keeps what belongs to running rows, which must fit.
+
+  Args:
+    tree: `Rows`, a `Prefix`, or arrays of a cache: any part of it, so that not
+      all of it has to be there twice at once.
+    is_done_BG: of the rows.
+    num_prompts: prompts that are kept.
+    group_size: rollouts of each that are.
+  """
+  order_BG = jnp.argsort(is_done_BG, axis=1)[:, :group_size]
+  is_all = num_prompts == is_done_BG.shape[0]
+  # Each shard keeps its own, so that no cache moves between devices.
+  num_shards = num_row_shards()
+  is_over_SB = is_done_BG.all(1).reshape(num_shards, -1)
+  order_SB = jnp.argsort(is_over_SB, axis=1)[:, : num_prompts // num_shards]
 
   def of_prompts(array, axis=0):
-    return array if is_all else jnp.take(array, order_B, axis=axis)
+    if is_all:
+      return array
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    array = array.reshape(*before, *is_over_SB.shape, *after)
+    other_axes = set(range(array.ndim)) - {axis, axis + 1}
+    index = jnp.expand_dims(order_SB, sorted(other_axes))
+    kept = jnp.take_along_axis(array, index, axis=axis + 1)
+    return kept.reshape(*before, num_prompts, *after)
 
   def of_rows(array, axis=0, group_axis=1):
     other_axes = set(range(array.ndim)) - {axis, group_axis}
@@ -297,38 +311,45 @@ def compact(
       cache,
     )
 
-  return (
-    Prefix(
-      of_layers(of_prompts, prefix.key_LBHKP, -4),
-      of_layers(of_prompts, prefix.value_LBHPK, -4),
-      of_prompts(prefix.length_B),
-    ),
-    OwnCache(
-      of_layers(of_rows, own.key_LBHGKT, -5, -3),
-      of_layers(of_rows, own.value_LBHGTK, -5, -3),
-      own.length,
-    ),
-    jax.tree.map(of_rows, rows),
-  )
+  if isinstance(tree, Rows):
+    return jax.tree.map(of_rows, tree)
+  if isinstance(tree, Prefix):
+    return Prefix(
+      of_layers(of_prompts, tree.key_LBHKP, -4),
+      of_layers(of_prompts, tree.value_LBHPK, -4),
+      of_prompts(tree.length_B),
+    )
+  return of_layers(of_rows, tree, -5, -3)
 
 
-def grow(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[OwnCache, Rows]:
-  """Room for `num_slots` tokens in the cache and in the rows."""
+def room(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[tuple, Rows]:
+  """What makes room for `num_slots` tokens in all.
+
+  Returns:
+    (key, value) for `own.with_room`: of a stack another part, of tuples the
+    same arrays, longer; and rows that are as long.
+  """
   added = num_slots - own.num_slots
 
-  def pad(array, axis):
+  def longer(array, axis):
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, added)
     return jnp.pad(array, widths)
 
-  own = OwnCache(
-    jax.tree.map(lambda key: pad(key, -1), own.key_LBHGKT),
-    jax.tree.map(lambda value: pad(value, -2), own.value_LBHGTK),
-    own.length,
-  )
+  def part(array, axis, dims):
+    shape = list(array.shape)
+    shape[axis] = added
+    return shard(jnp.zeros(shape, array.dtype), dims)
+
+  if own.is_stacked:
+    key = part(own.key_LBHGKT, -1, 'LBHGKT')
+    value = part(own.value_LBHGTK, -2, 'LBHGTK')
+  else:
+    key = tuple(longer(array, -1) for array in own.key_LBHGKT)
+    value = tuple(longer(array, -2) for array in own.value_LBHGTK)
   rows = dataclasses.replace(
     rows,
-    response_BGT=pad(rows.response_BGT, 2),
-    log_prob_BGT=pad(rows.log_prob_BGT, 2),
+    response_BGT=longer(rows.response_BGT, 2),
+    log_prob_BGT=longer(rows.log_prob_BGT, 2),
   )
-  return own, rows
+  return (key, value), rows

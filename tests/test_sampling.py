@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ogls_jax import loss_blocks, rollout, sampling
+from ogls_jax import loss_blocks, mesh, rollout, sampling
 from ogls_jax.batches import PromptBatch, unflatten_rows
 from tests.small import VOCAB, make_decoder
 
@@ -142,9 +142,10 @@ def test_tokens_do_not_depend_on_the_sizes_of_programs(choice, monkeypatch):
   shapes = []
   compact = sampling.compact
 
-  def watched(*args, **sizes):
-    shapes.append((sizes['num_prompts'], sizes['group_size']))
-    return compact(*args, **sizes)
+  def watched(tree, *args, **sizes):
+    if isinstance(tree, sampling.Rows):
+      shapes.append((sizes['num_prompts'], sizes['group_size']))
+    return compact(tree, *args, **sizes)
 
   monkeypatch.setattr(sampling, 'compact', watched)
   fitted = jax.device_get(sample(cache_tokens=2, min_rows=1, **kwargs))
@@ -159,6 +160,55 @@ def test_tokens_do_not_depend_on_the_sizes_of_programs(choice, monkeypatch):
   past = np.arange(30)[None] >= limit_BG.reshape(-1, 1)
   assert (fitted.response_RT[past] == 0).all()
   assert (fitted.response_RT[~past] > 0).mean() > 0.8
+
+
+@pytest.mark.parametrize('is_unstacked', [True, False])
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
+def test_tokens_are_the_same_on_every_mesh(shape, is_unstacked):
+  assert jax.device_count() == 8
+  rng = np.random.default_rng(0)
+  prompts = PromptBatch(
+    tokens_BP=rng.integers(1, VOCAB, (16, 5)).astype(np.int32),
+    length_B=rng.integers(1, 6, 16).astype(np.int32),
+    uid_B=np.arange(16, dtype=np.uint32),
+  )
+  # Every other prompt goes on, so that each shard drops one of its two.
+  limit_BG = np.where(np.arange(16) % 2, 2, 12)[:, None] + np.arange(2)[None]
+  graphdef, params = nnx.split(make_decoder(), nnx.Param)
+  options = dict(
+    group_size=2, max_tokens=13, eos_ids=(VOCAB,), temperature=1.3,
+    cache_tokens=4, min_rows=1, is_unstacked=is_unstacked,
+  )  # fmt: skip
+  key = jax.random.key(3)
+  plain = rollout.make_sampler(graphdef, **options)(
+    params, nnx.State({}), prompts, key, limit_BG
+  )
+  grid = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)))
+  with jax.set_mesh(grid):
+    params = jax.device_put(params, mesh.shardings_of(params, grid))
+    got = rollout.make_sampler(graphdef, **options)(
+      params, nnx.State({}), mesh.put_batch(prompts, grid), key, limit_BG
+    )
+  np.testing.assert_array_equal(got.length_R, limit_BG.reshape(-1))
+  np.testing.assert_array_equal(got.response_RT, plain.response_RT)
+  np.testing.assert_allclose(
+    got.log_prob_RT, plain.log_prob_RT, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_weights_stay_in_place_while_tokens_are_decoded():
+  assert jax.device_count() == 8
+  grid = mesh.make_mesh({'data': 1, 'fsdp': 8, 'model': 1})
+  decoder = make_decoder(lora_rank=2)
+  with jax.set_mesh(grid):
+    state = nnx.state(decoder)
+    state = jax.device_put(state, mesh.shardings_of(state, grid))
+    placed = jax.jit(mesh.place_for_decoding)(state)
+  kernel, o = placed.layers.gate.kernel, placed.layers.o.kernel
+  sizes = [w.sharding.shard_shape(w.shape) for w in (kernel, o)]
+  assert sizes == [(2, 16, 3), (2, 2, 16)]
+  assert placed.layers.gate.lora_a.is_fully_replicated
+  np.testing.assert_array_equal(kernel[...], decoder.layers.gate.kernel[...])
 
 
 def test_every_row_may_end_at_once():

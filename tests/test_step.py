@@ -11,20 +11,29 @@ from configs import default
 from ogls_jax import build, mesh, step
 from ogls_jax.batches import TrainState
 from ogls_jax.optimizer import make_optimizer, make_schedule
-from tests.small import VOCAB, make_batch, make_decoder, tree_max_difference
+from tests.small import (
+  SETTINGS,
+  VOCAB,
+  make_batch,
+  make_decoder,
+  tree_max_difference,
+)
 
 
 def setup(method='ogls_sd', lora_rank=0, teacher_kind='base', **kwargs):
   """(step, state, frozen, teacher params) of a fresh student and teacher."""
   num_microbatches = kwargs.pop('num_microbatches', 1)
+  settings = kwargs.pop('settings', SETTINGS)
   optimizer = make_optimizer(
     b1=0.9, b2=0.99, weight_decay=0.1, max_grad_norm=1.0
   )
   trained = nnx.LoRAParam if lora_rank else nnx.Param
   graphdef, params, frozen = nnx.split(
-    make_decoder(0, lora_rank=lora_rank), trained, ...
+    make_decoder(0, lora_rank=lora_rank, settings=settings), trained, ...
   )
-  teacher_graphdef, teacher_params = nnx.split(make_decoder(1), nnx.Param)
+  teacher_graphdef, teacher_params = nnx.split(
+    make_decoder(1, settings=settings), nnx.Param
+  )
   state = TrainState(
     step=jnp.int32(0),
     key=jax.random.key(0),
@@ -41,7 +50,7 @@ def setup(method='ogls_sd', lora_rank=0, teacher_kind='base', **kwargs):
     make_schedule(
       learning_rate=0.1, warmup_steps=0, num_steps=9, schedule='constant'
     ),
-    objective=step.Objective(method=method, block_tokens=4, **kwargs),
+    objective=step.Objective(method=method, **({'block_tokens': 4} | kwargs)),
     teacher_kind=teacher_kind,
     ema_decay=0.5,
     num_microbatches=num_microbatches,
@@ -256,10 +265,15 @@ def test_tail_loss_reaches_the_gradient():
   assert float(sums['tail_loss'][1]) == 1
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (8, 1, 1), (4, 1, 2), (2, 2, 2)])
-def test_the_step_agrees_on_every_mesh(shape):
+@pytest.mark.parametrize(
+  'shape', [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)]
+)
+@pytest.mark.parametrize(
+  ('method', 'lora_rank'), [('ogls_sd', 0), ('ogls_sd', 2), ('grpo', 0)]
+)
+def test_the_step_agrees_on_every_mesh(shape, method, lora_rank):
   assert jax.device_count() == 8
-  distill_step, state, frozen, teacher = setup()
+  distill_step, state, frozen, teacher = setup(method, lora_rank)
   batch = make_batch(num_prompts=8)
   expected, sums = distill_step(state, frozen, teacher, batch)
   devices = jax.devices()[: int(np.prod(shape))]
@@ -267,10 +281,10 @@ def test_the_step_agrees_on_every_mesh(shape):
     shape, mesh.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3,
     devices=devices,
   )  # fmt: skip
-  distill_step, state, frozen, teacher = setup()
+  distill_step, state, frozen, teacher = setup(method, lora_rank)
   with jax.set_mesh(grid):
-    shardings = mesh.shardings_of((state, teacher), grid)
-    state, teacher = jax.device_put((state, teacher), shardings)
+    shardings = mesh.shardings_of((state, frozen, teacher), grid)
+    state, frozen, teacher = jax.device_put((state, frozen, teacher), shardings)
     got, got_sums = distill_step(
       state, frozen, teacher, mesh.put_batch(batch, grid)
     )

@@ -35,27 +35,54 @@ class Prefix:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['key_LBHGKT', 'value_LBHGTK', 'length'],
+  data_fields=['key_LBHGKT', 'value_LBHGTK', 'length', 'earlier'],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class OwnCache:
   """Keys and values of each continuation's own first `length` tokens.
 
-  Stacked, or tuples of L arrays.
+  Stacked, or tuples of L arrays. A stack gets more room as another part: at
+  their longest two sizes of a cache would not fit a device at once.
+
+  Attributes:
+    key_LBHGKT: of the newest part, the only one that is written.
+    value_LBHGTK: likewise.
+    length: tokens of all parts.
+    earlier: (key_LBHGKT, value_LBHGTK) of the parts before, full.
   """
 
   key_LBHGKT: jax.Array | tuple[jax.Array, ...]
   value_LBHGTK: jax.Array | tuple[jax.Array, ...]
   length: jax.Array
+  earlier: tuple = ()
+
+  @property
+  def starts(self) -> tuple[int, ...]:
+    """The first token of each part, the newest last."""
+    sizes = [key.shape[-1] for key, _ in self.earlier]
+    return tuple(int(sum(sizes[:n])) for n in range(len(sizes) + 1))
 
   @property
   def num_slots(self) -> int:
-    """T, room for later tokens included."""
-    return jax.tree.leaves(self.key_LBHGKT)[0].shape[-1]
+    """T of all parts, room for later tokens included."""
+    newest = jax.tree.leaves(self.key_LBHGKT)[0].shape[-1]
+    return self.starts[-1] + newest
+
+  @property
+  def is_stacked(self) -> bool:
+    """Whether all layers share an array."""
+    return not isinstance(self.key_LBHGKT, tuple)
+
+  def with_room(self, key, value) -> 'OwnCache':
+    """Grown by another part, or, where layers are tuples, by longer arrays."""
+    if not self.is_stacked:
+      return OwnCache(key, value, self.length)
+    full = (self.key_LBHGKT, self.value_LBHGTK)
+    return OwnCache(key, value, self.length, (*self.earlier, full))
 
   def unstacked(self) -> 'OwnCache':
-    """The same with tuples."""
+    """The same with tuples; of a cache with one part."""
     key, value = tuple(self.key_LBHGKT), tuple(self.value_LBHGTK)
     return OwnCache(key, value, self.length)
 
@@ -73,10 +100,10 @@ class Unstacked:
   unembedding_DV: jax.Array
 
 
-def write(into, kv, length):
-  """(key, value) with those of new tokens at `length`."""
+def write(into, kv, start):
+  """(key, value) with those of new tokens at `start`."""
   put = functools.partial(
-    jax.lax.dynamic_update_slice_in_dim, start_index=length
+    jax.lax.dynamic_update_slice_in_dim, start_index=start
   )
   (key, value), (new_key, new_value) = into, kv
   return (

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ogls_jax.mesh import shard
 from ogls_jax.models.attention import attend, rms_norm, rotate
 from ogls_jax.models.lora import Linear
 from ogls_jax.models.settings import DecoderSettings
@@ -77,7 +78,7 @@ class Layer(nnx.Module):
     s = self.settings
     return rms_norm(x, weight[...], s.norm_eps, s.norm_offset)
 
-  def __call__(self, x_BGTD, turn, make_parts):
+  def __call__(self, x_BGTD, turn, make_parts, *, is_decoding=False):
     """One layer.
 
     Args:
@@ -85,16 +86,33 @@ class Layer(nnx.Module):
       turn: of each token, from `turns`, [B, 1, T, K / 2] each.
       make_parts: (key_BHGKT, value_BHGTK) of these tokens to all that can be
         attended to, and to what the caller keeps.
+      is_decoding: weights are as `mesh.place_for_decoding` leaves them.
 
     Returns:
       (x_BGTD, kept): output, and what `make_parts` said.
     """
     s = self.settings
-    y_BGTD = self._norm(x_BGTD, self.attention_norm)
+
+    def to_columns(array, dims):
+      return shard(array, dims, is_decoding=True) if is_decoding else array
+
+    def to_rows(array, dims):
+      return shard(array, dims) if is_decoding else array
+
+    y_BGTD = to_columns(self._norm(x_BGTD, self.attention_norm), 'BGTD')
     batch = y_BGTD.shape[:-1]
-    query = self.q(y_BGTD).reshape(*batch, s.num_kv_heads, -1, s.head_size)
-    key = self.k(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
-    value = self.v(y_BGTD).reshape(*batch, s.num_kv_heads, s.head_size)
+    query, key, value = (
+      # Both are said where columns become rows and back: left to choose, the
+      # compiler gathers the weights, or all rows' keys.
+      to_rows(to_columns(linear(y_BGTD), 'BGTH'), 'BGTH').reshape(
+        *batch, *heads, s.head_size
+      )
+      for linear, heads in (
+        (self.q, (s.num_kv_heads, -1)),
+        (self.k, (s.num_kv_heads,)),
+        (self.v, (s.num_kv_heads,)),
+      )
+    )
     if s.has_qk_norm:
       query, key = self._norm(query, self.q_norm), self._norm(key, self.k_norm)
     query, key = rotate(query, turn), rotate(key, turn)
@@ -103,13 +121,15 @@ class Layer(nnx.Module):
     parts, kept = make_parts(key_BHGKT, value_BHGTK)
     scale = (s.query_size or s.head_size) ** -0.5
     mixed = attend(query, parts, scale=scale)
-    y_BGTD = self.o(mixed.reshape(*batch, -1))
+    mixed_BGTH = to_rows(mixed.reshape(*batch, -1), 'BGTH')
+    mixed_BGTH = to_columns(mixed_BGTH, 'BGTH')
+    y_BGTD = to_rows(self.o(mixed_BGTH), 'BGTD')
     if s.has_post_norms:
       y_BGTD = self._norm(y_BGTD, self.post_attention_norm)
     x_BGTD += y_BGTD
-    y_BGTD = self._norm(x_BGTD, self.mlp_norm)
+    y_BGTD = to_columns(self._norm(x_BGTD, self.mlp_norm), 'BGTD')
     gated_BGTF = _ACTIVATIONS[s.activation](self.gate(y_BGTD)) * self.up(y_BGTD)
-    y_BGTD = self.down(gated_BGTF)
+    y_BGTD = to_rows(self.down(to_columns(gated_BGTF, 'BGTF')), 'BGTD')
     if s.has_post_norms:
       y_BGTD = self._norm(y_BGTD, self.post_mlp_norm)
     return x_BGTD + y_BGTD, kept

@@ -48,11 +48,22 @@ def last_tokens(tokens_BP: jax.Array, length_B: jax.Array) -> jax.Array:
   return jnp.take_along_axis(tokens_BP, index_B1, axis=1)[:, 0]
 
 
-def project(hidden_RTD: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
-  """Logits in float32 (or wider) of states given in any dtype."""
-  logits_RTV = einsum_float32(
-    'RTD,VD->RTV', hidden_RTD.astype(unembedding_VD.dtype), unembedding_VD
-  )
+def project(
+  hidden_RTD: jax.Array,
+  unembedding_VD: jax.Array,
+  *,
+  is_decoding: bool = False,
+) -> jax.Array:
+  """Logits in float32 (or wider) of states given in any dtype.
+
+  `is_decoding`: the matrix is as `mesh.place_for_decoding` leaves it.
+  """
+  hidden_RTD = hidden_RTD.astype(unembedding_VD.dtype)
+  if is_decoding:
+    hidden_RTD = shard(hidden_RTD, 'RTD', is_decoding=True)
+  logits_RTV = einsum_float32('RTD,VD->RTV', hidden_RTD, unembedding_VD)
+  if is_decoding:
+    logits_RTV = shard(logits_RTV, 'RTV', is_decoding=True)
   return shard(logits_RTV, 'RTV')
 
 
@@ -135,6 +146,8 @@ class Decoder(nnx.Module):
   ) -> tuple[jax.Array, OwnCache]:
     """`continue_from` that also writes the tokens into a cache with room.
 
+    For decoding: few tokens, weights as `mesh.place_for_decoding` leaves them.
+
     Args:
       tokens_BGT: the next T tokens of each continuation.
       prefix: as for `continue_from`.
@@ -148,17 +161,20 @@ class Decoder(nnx.Module):
     """
     if layers is None:
       hidden_BGTD, new = self._run(
-        tokens_BGT, prefix, own, turns_NB1TK=turns_NB1TK
+        tokens_BGT, prefix, own, turns_NB1TK=turns_NB1TK, is_decoding=True
       )
       key, value = write(
         (own.key_LBHGKT, own.value_LBHGTK),
         (new.key_LBHGKT, new.value_LBHGTK),
-        own.length,
+        own.length - own.starts[-1],
       )
     else:
-      hidden_BGTD, new = self._run(tokens_BGT, prefix, own, layers, turns_NB1TK)
+      hidden_BGTD, new = self._run(
+        tokens_BGT, prefix, own, layers, turns_NB1TK, is_decoding=True
+      )
       key, value = new.key_LBHGKT, new.value_LBHGTK
-    return hidden_BGTD, OwnCache(key, value, own.length + new.length)
+    length = own.length + new.length
+    return hidden_BGTD, OwnCache(key, value, length, own.earlier)
 
   def score(
     self, tokens_BP: jax.Array, length_B: jax.Array, response_BGT: jax.Array
@@ -240,7 +256,10 @@ class Decoder(nnx.Module):
     layers = _by_layer(nnx.state(self.layers), self.settings.num_layers)
     return Unstacked(layers, self.unembedding_VD.T)
 
-  def _run(self, tokens_BGT, prefix, own, layers=None, turns_NB1TK=None):
+  def _run(
+    self, tokens_BGT, prefix, own, layers=None, turns_NB1TK=None,
+    is_decoding=False,
+  ):  # fmt: skip
     """(states, keys and values): those of the new tokens, or all with `layers`.
 
     A cache of one layer can be written before it is read, so that attention has
@@ -262,7 +281,7 @@ class Decoder(nnx.Module):
     if prefix is not None:
       spans.append(_prefix_span(position_BT, prefix.num_slots, prefix.length_B))
     if own is not None and not is_written:
-      spans.append(_earlier_span(num_tokens, own))
+      spans += _earlier_spans(num_tokens, own)
     _, *constants = layer_constants(s)
     if turns_NB1TK is None:
       turns_NB1TK = self.turns(position_BT)
@@ -272,17 +291,19 @@ class Decoder(nnx.Module):
       weights, prefix_kv, own_kv, rope, window = inputs
 
       def make_parts(key_BHGKT, value_BHGTK):
-        kept, earlier = (key_BHGKT, value_BHGTK), own_kv
+        kept, earlier = (key_BHGKT, value_BHGTK), own_kv or ()
         if is_written:
-          kept, earlier = write(own_kv, kept, own.length), None
-        pairs = [kept, prefix_kv, earlier]
-        pairs = [pair for pair in pairs if pair is not None]
+          kept, earlier = write(own_kv[0], kept, own.length), ()
+        pairs = [kept, *([prefix_kv] if prefix_kv else []), *earlier]
         masks = [in_reach(*span, window)[:, None] for span in spans]
         parts = [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
         return parts, kept
 
       x_BGTD, kv = nnx.merge(graphdef, weights)(
-        x_BGTD, jax.tree.map(lambda array: array[rope], turns_NB1TK), make_parts
+        x_BGTD,
+        jax.tree.map(lambda array: array[rope], turns_NB1TK),
+        make_parts,
+        is_decoding=is_decoding,
       )
       return shard(x_BGTD, 'BGTD'), kv
 
@@ -290,7 +311,7 @@ class Decoder(nnx.Module):
       layer = jax.checkpoint(layer)
     x_BGTD = self._embed(tokens_BGT)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
-    own_kv = own and (own.key_LBHGKT, own.value_LBHGTK)
+    own_kv = own and (*own.earlier, (own.key_LBHGKT, own.value_LBHGTK))
     if layers is None:
       inputs = (stack, prefix_kv, own_kv, *constants)
       x_BGTD, (key, value) = jax.lax.scan(layer, x_BGTD, inputs)
@@ -299,11 +320,11 @@ class Decoder(nnx.Module):
       for weights, prefix_pair, own_pair, of_layer in zip(
         layers,
         zip(*prefix_kv, strict=True),
-        zip(*own_kv, strict=True),
+        zip(*own_kv[-1], strict=True),
         _by_layer(constants, s.num_layers),
         strict=True,
       ):
-        inputs = (weights, prefix_pair, own_pair, *of_layer)
+        inputs = (weights, prefix_pair, (own_pair,), *of_layer)
         x_BGTD, pair = layer(x_BGTD, inputs)
         pairs.append(pair)
       key, value = zip(*pairs, strict=True)
@@ -337,8 +358,12 @@ def _prefix_span(position_BT, num_slots, length_B):
   return position_BT[..., None] - place_11P, is_there_B1P
 
 
-def _earlier_span(num_tokens, own):
-  """To what a cache has so far."""
-  distance_1TS = distances(num_tokens, own.num_slots, own.length)[None]
-  is_there_11S = (jnp.arange(own.num_slots) < own.length)[None, None]
-  return distance_1TS, is_there_11S
+def _earlier_spans(num_tokens, own):
+  """To what each part of a cache has so far."""
+  spans = []
+  ends = [*own.starts[1:], own.num_slots]
+  for start, end in zip(own.starts, ends, strict=True):
+    distance_1TS = distances(num_tokens, end - start, own.length - start)[None]
+    is_there_S = start + jnp.arange(end - start) < own.length
+    spans.append((distance_1TS, is_there_S[None, None]))
+  return spans
