@@ -12,8 +12,8 @@ from benchmarks import steering_reference
 from configs import default
 from ogls_jax import build, hints, step
 from ogls_jax.batches import PromptBatch, Rollouts
+from ogls_jax.hosts import put_rows
 from ogls_jax.loss_masks import make_loss_batch
-from ogls_jax.mesh import put_batch
 
 GROUP_SIZE, PROMPT_TOKENS = 8, 64
 IS_CORRECT_R = np.arange(GROUP_SIZE) % 2 == 0
@@ -182,7 +182,7 @@ class Bench:
       jax.tree.map(jnp.copy, self._state),
       self._student.frozen,
       (base.params, base.frozen),
-      jax.device_put(batch) if is_reference else put_batch(batch, self._mesh),
+      jax.device_put(batch) if is_reference else put_rows(batch, self._mesh),
     )
     began = time.monotonic()
     compiled = update.lower(*arguments).compile()
@@ -195,7 +195,7 @@ class Bench:
       max_tokens=self._args.window, eos_ids=(),
     )  # fmt: skip
     batch = make_batch('opsd', self._vocab_size, self._args)
-    prompts = put_batch(batch.prompts, self._mesh)
+    prompts = put_rows(batch.prompts, self._mesh)
 
     def sample():
       jax.block_until_ready(

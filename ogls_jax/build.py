@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from ogls_jax import optimizer
@@ -124,15 +124,26 @@ def decoder_maker(
   return make
 
 
-def _init(make, filters, mesh):
+def make_key(mesh: Mesh, seed: int, *folds: int) -> jax.Array:
+  """The key of `seed` with `folds` folded in, on all devices of all hosts."""
+
+  def make():
+    key = jax.random.key(seed)
+    for fold in folds:
+      key = jax.random.fold_in(key, fold)
+    return key
+
+  return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+
+
+def _init(make, filters, mesh, key):
   """Random values of the variables in `filters`, made where they will live."""
-  key = jax.random.key(0)
 
   def state_of(key):
     return nnx.state(make(key), filters)
 
   shardings = shardings_of(jax.eval_shape(state_of, key), mesh)
-  return jax.jit(state_of, out_shardings=shardings)
+  return jax.jit(state_of, out_shardings=shardings)(key)
 
 
 def base_model(
@@ -151,7 +162,7 @@ def base_model(
   make = decoder_maker(config, settings, lora_rank=0)
   abstract = nnx.eval_shape(make, jax.random.key(0))
   graphdef, _ = nnx.split(abstract, nnx.Param)
-  params = _init(make, nnx.Param, mesh)(jax.random.key(config.seed))
+  params = _init(make, nnx.Param, mesh, make_key(mesh, config.seed))
   return Model(graphdef, params, nnx.State({}))
 
 
@@ -194,9 +205,15 @@ def student_model(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
   abstract = nnx.eval_shape(make_like_base, jax.random.key(0))
   graphdef, _, _ = nnx.split(abstract, nnx.LoRAParam, ...)
   # 1: the base's weights came from the seed itself.
-  key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  adapters = _init(make, nnx.LoRAParam, mesh)(key)
+  key = make_key(mesh, config.seed, 1)
+  adapters = _init(make, nnx.LoRAParam, mesh, key)
   return Model(graphdef, adapters, base.params)
+
+
+def first_step(mesh: Mesh) -> jax.Array:
+  """0, on all devices of all hosts."""
+  sharding = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(lambda: jnp.int32(0), out_shardings=sharding)()
 
 
 def init_state(
@@ -210,14 +227,10 @@ def init_state(
   """Step 0, with optimizer state placed like the params it belongs to."""
   shapes = jax.eval_shape(transformation.init, params)
   init = jax.jit(transformation.init, out_shardings=shardings_of(shapes, mesh))
-  rest = {
-    'step': jnp.int32(0),
-    # 2: apart from the keys that made the weights.
-    'key': jax.random.fold_in(jax.random.key(config.seed), 2),
-  }
-  rest = jax.device_put(rest, shardings_of(rest, mesh))
   return TrainState(
-    **rest,
+    step=first_step(mesh),
+    # 2: apart from the keys that made the weights.
+    key=make_key(mesh, config.seed, 2),
     params=params,
     opt_state=init(params),
     ema_params=jax.tree.map(jnp.copy, params) if has_ema else None,

@@ -4,15 +4,19 @@ import logging as python_logging
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from ogls_jax import hosts
 from ogls_jax.cache_dir import keep_programs
-from ogls_jax.errors import UserError
+from ogls_jax.errors import Preempted, UserError
 
 USER_ERROR_CODE = 2
+PREEMPTED_CODE = 75  # EX_TEMPFAIL: launchers run the same command again
 INTERRUPTED_CODE = 130  # as shells report SIGINT
 
 
@@ -45,6 +49,24 @@ def define_config() -> None:
   flags.mark_flag_as_required('config')
 
 
+def define_hosts() -> None:
+  """Defines the flags of `hosts.start`."""
+  flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, or auto; empty: one process.'
+  )
+  flags.DEFINE_integer('num_processes', 0, 'With HOST:PORT: how many.', 0)
+  flags.DEFINE_integer('process_id', -1, 'With HOST:PORT: this one, from 0.')
+  flags.DEFINE_integer('wait_seconds', 300, 'For the other hosts.', 1)
+
+
+def start_hosts() -> None:
+  """Joins the other hosts, as the flags say."""
+  f = flags.FLAGS
+  hosts.start(
+    f.coordinator, f.num_processes, f.process_id, wait_seconds=f.wait_seconds
+  )
+
+
 def read_config() -> config_dict.ConfigDict:
   """The config that --config and its overrides describe.
 
@@ -64,7 +86,8 @@ def read_config() -> config_dict.ConfigDict:
 def run(main: Callable[[], None]) -> None:
   """Runs a command; an error is one line on stderr.
 
-  Exit code 2 for bad input, 1 for a value that is not finite, 130 for Ctrl-C.
+  Exit code 2 for bad input, 1 for a value that is not finite, 75 for a machine
+  that is taken away, 130 for Ctrl-C.
   """
 
   def guarded(_):
@@ -78,19 +101,27 @@ def run(main: Callable[[], None]) -> None:
       main()
     except UserError as error:
       print(f'error: {error}', file=sys.stderr)
-      sys.exit(USER_ERROR_CODE)
+      hosts.leave(USER_ERROR_CODE)
+    except Preempted as notice:
+      hosts.say(f'stopped by SIGTERM: {notice}; the same command continues')
+      sys.exit(PREEMPTED_CODE)
     except KeyboardInterrupt:
       print(
         'interrupted; the same command continues from the last checkpoint',
         file=sys.stderr,
       )
-      sys.exit(INTERRUPTED_CODE)
+      hosts.leave(INTERRUPTED_CODE)
     except FloatingPointError as error:
       print(
         f'error: {error}; the last checkpoint is from before it',
         file=sys.stderr,
       )
-      sys.exit(1)
+      hosts.leave(1)
+    except Exception:
+      if not jax.distributed.is_initialized():
+        raise
+      traceback.print_exc()
+      hosts.leave(1)
 
   def parse(argv):
     try:

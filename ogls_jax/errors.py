@@ -1,4 +1,4 @@
-"""The one error a user can cause and mend."""
+"""What ends a command: what a user can mend, and what needs no mending."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
   Commands print the message alone and exit with code 2 (`cli.run`).
   """
+
+
+class Preempted(Exception):  # noqa: N818 - not an error
+  """The machine is about to be taken away; all is saved."""

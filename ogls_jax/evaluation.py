@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
-from ogls_jax import mesh as mesh_lib
+from ogls_jax import hosts
 from ogls_jax.answers import Answers
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import uids_of
@@ -47,6 +46,8 @@ def evaluate(
 ) -> np.ndarray:
   """Share of correct rollouts of each question, float64 [Q].
 
+  Each host grades the questions whose rows it holds.
+
   Args:
     sample: PromptBatch -> Rollouts, any number of rollouts per prompt.
     questions: in this order; a last batch is filled up with repeats of its
@@ -61,18 +62,20 @@ def evaluate(
   for start in range(0, len(questions), batch_questions):
     chunk = questions[start : start + batch_questions]
     filled = chunk + [chunk[0]] * (batch_questions - len(chunk))
+    own = hosts.own_of(filled, mesh)
     prompts = make_prompt_batch(
-      filled, uids_of(filled), maker, bucket_tokens=bucket_tokens
+      own, uids_of(own), maker, bucket_tokens=bucket_tokens
     )
-    rollouts = jax.device_get(sample(mesh_lib.put_batch(prompts, mesh)))
-    num_samples = len(rollouts.length_R) // len(filled)
-    graded = [q for q in chunk for _ in range(num_samples)]
+    rollouts = hosts.take_rows(sample(hosts.put_rows(prompts, mesh)))
+    num_samples = len(rollouts.length_R) // len(own)
+    graded = [q for q in own for _ in range(num_samples)]
     answers = Answers(graded, maker.tokenizer, grader)
     answers.take_all(rollouts)
     batches.append((answers, num_samples))
-  return np.concatenate(
-    [
-      answers.wait()[1].reshape(-1, num_samples).mean(1)
-      for answers, num_samples in batches
-    ]
-  )
+  shares = []
+  for answers, num_samples in batches:
+    is_correct_BG = answers.wait()[1].reshape(-1, num_samples)
+    num_correct_B1 = is_correct_BG.sum(1, keepdims=True, dtype=np.float32)
+    num_correct_B = hosts.share_rows(num_correct_B1, mesh)[:, 0]
+    shares.append(num_correct_B.astype(np.float64) / num_samples)
+  return np.concatenate(shares)[: len(questions)]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ogls_jax import hosts
 from ogls_jax.batches import Hints, pad_rows
 from ogls_jax.numerics import round_up
 from ogls_jax.prompts import PromptMaker, strip_thinking
@@ -131,7 +132,7 @@ def build_hints(
   rules: HintRules,
   max_contexts: int,
   bucket_tokens: int,
-) -> tuple[Hints, int]:
+) -> tuple[Hints, np.ndarray]:
   """Lays the needed candidates out as teacher contexts.
 
   Args:
@@ -145,24 +146,24 @@ def build_hints(
     bucket_tokens: contexts are padded to a multiple of this.
 
   Returns:
-    (hints, number of cut hints).
+    (hints, number of cut hints of each question).
   """
-  group_size, num_cut = pools.anchor_BGN.shape[1], 0
+  group_size = pools.anchor_BGN.shape[1]
+  num_cut_B = np.zeros(len(questions), np.int32)
 
   def make_ids(b, n):
-    nonlocal num_cut
     if n == _ANCHOR:
       return maker.anchor_ids(questions[b])
     texts = [None, solutions[b]]
     texts += responses[b * group_size : (b + 1) * group_size]
     hint, is_cut = cut_hint(texts[n], maker, rules)
-    num_cut += is_cut
+    num_cut_B[b] += is_cut
     return maker.teacher_ids(questions[b], hint)
 
   hints = lay_out(
     pools, make_ids, max_contexts=max_contexts, bucket_tokens=bucket_tokens
   )
-  return hints, num_cut
+  return hints, num_cut_B
 
 
 def lay_out(
@@ -173,6 +174,8 @@ def lay_out(
   bucket_tokens: int,
 ) -> Hints:
   """The candidates that any rollout weighs, of each question the longest first.
+
+  As wide on all hosts, each of which has to call it.
 
   Args:
     pools: weights of N candidates.
@@ -193,7 +196,7 @@ def lay_out(
       for kind, weight in enumerate(weights):
         mixed[kind, b, :, m] = weight[b, :, n]
   rows = [row for group in contexts for row in group]
-  longest = max(map(len, rows))
+  (longest,) = hosts.largest(max(map(len, rows)))
   tokens = pad_rows(rows, round_up(longest, bucket_tokens))
   return Hints(
     context_BMC=tokens.reshape(num_prompts, max_contexts, -1),

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from ogls_jax import build, evaluation, rounds
+from ogls_jax import build, evaluation, hosts, rounds
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
+from ogls_jax.errors import Preempted
 from ogls_jax.profile import Profile
 from ogls_jax.programs import Programs
 from ogls_jax.prompts import PromptMaker
@@ -75,7 +76,7 @@ def begin_or_resume(
     state, position = checkpointer.restore(start, state)
     iterator.set_state(position['data'])
     counters = Counters(position['before'], position['seconds'])
-    print(f'resuming at step {start} of {parts.workdir}', flush=True)
+    hosts.say(f'resuming at step {start} of {parts.workdir}')
   else:
     began = time.monotonic()
     counters = Counters(accuracy(parts, state), seconds)
@@ -92,8 +93,8 @@ def accuracy(parts: Parts, state: TrainState) -> list[float]:
   # Before and after draw from the same keys, whatever the step.
   fixed = dataclasses.replace(
     state,
-    key=jax.random.key(config.seed + 1),
-    step=jax.device_put(np.int32(0)),
+    key=build.make_key(parts.mesh, config.seed + 1),
+    step=build.first_step(parts.mesh),
   )
 
   def sample(prompts: PromptBatch):
@@ -114,7 +115,7 @@ def print_accuracy(when: str, shares: list[float]) -> None:
   """One line, if anything was evaluated."""
   if shares:
     interval = evaluation.mean_interval(np.array(shares))
-    print(f'accuracy {when}: {interval}, {len(shares)} questions', flush=True)
+    hosts.say(f'accuracy {when}: {interval}, {len(shares)} questions')
 
 
 def run_steps(
@@ -126,6 +127,7 @@ def run_steps(
   numbers: range,
   *,
   profile_steps: int,
+  notice: hosts.StopNotice,
 ) -> TrainState:
   """Updates `numbers`, their reports and checkpoints; returns the last state.
 
@@ -134,6 +136,7 @@ def run_steps(
 
   Raises:
     FloatingPointError: a non-finite loss; the last checkpoint is intact.
+    Preempted: `notice` came; all is saved.
   """
   config, began = parts.config, time.monotonic()
   with contextlib.ExitStack() as stack:
@@ -162,7 +165,9 @@ def run_steps(
         )
       reporter.flush()  # where nothing was sampled: about the update before
       reporter.hold(number, sums, round_)
-      if number % config.checkpoint.every_steps == 0 or number == numbers[-1]:
+      is_asked = notice.is_reached(number)
+      is_due = number % config.checkpoint.every_steps == 0
+      if is_due or is_asked or number == numbers[-1]:
         reporter.flush()
         seconds = time.monotonic() - began
         began = time.monotonic()
@@ -172,6 +177,8 @@ def run_steps(
         position |= dataclasses.asdict(counters)
         checkpointer.save(number, state, position)
         reporter.start_clock()
+      if is_asked and number < config.num_steps:
+        raise Preempted(f'step {number} is saved')
   return state
 
 

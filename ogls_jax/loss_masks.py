@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from ogls_jax import hosts
 from ogls_jax.batches import Hints, LossBatch, PromptBatch, Rollouts, pad_rows
 from ogls_jax.numerics import round_up
 
@@ -32,6 +33,8 @@ def make_loss_batch(
 ) -> LossBatch:
   """Masks of one batch, cut to the columns and rows that carry loss.
 
+  To the same sizes on all hosts, each of which has to call it.
+
   Args:
     prompts: as sampled from.
     rollouts: host arrays.
@@ -57,9 +60,11 @@ def make_loss_batch(
   tail_mask_RT &= position_1T >= length_R1 - tail_tokens
   has_loss_RT = token_mask_RT | tail_mask_RT
   num_used = int(np.flatnonzero(has_loss_RT.any(0)).max(initial=-1)) + 1
-  width = min(round_up(num_used, bucket_tokens), num_columns)
   num_prompts = prompts.length_B.shape[0]
-  order_BG = _rows_with_loss(has_loss_RT.any(1).reshape(num_prompts, -1))
+  has_loss_BG = has_loss_RT.any(1).reshape(num_prompts, -1)
+  num_used, most = hosts.largest(num_used, int(has_loss_BG.sum(1).max()))
+  width = min(round_up(num_used, bucket_tokens), num_columns)
+  order_BG = _rows_with_loss(has_loss_BG, most)
   group_size = length_R1.size // num_prompts
   row_R = (group_size * np.arange(num_prompts)[:, None] + order_BG).reshape(-1)
 
@@ -87,14 +92,14 @@ def make_loss_batch(
   )
 
 
-def _rows_with_loss(has_loss_BG: np.ndarray) -> np.ndarray:
+def _rows_with_loss(has_loss_BG: np.ndarray, most: int) -> np.ndarray:
   """Indices into each group, those with loss first, the rest cut by halves.
 
-  All groups keep the same number, G, G / 2, G / 4, ... rounded up: few sizes,
-  as each is a program.
+  All groups keep the same number, G, G / 2, G / 4, ... rounded up, that holds
+  `most`: few sizes, as each is a program.
   """
   num_kept = has_loss_BG.shape[1]
-  while num_kept > 1 and has_loss_BG.sum(1).max() <= (num_kept + 1) // 2:
+  while num_kept > 1 and most <= (num_kept + 1) // 2:
     num_kept = (num_kept + 1) // 2
   return np.argsort(~has_loss_BG, axis=1, kind='stable')[:, :num_kept]
 
@@ -102,8 +107,12 @@ def _rows_with_loss(has_loss_BG: np.ndarray) -> np.ndarray:
 def given_rollouts(
   responses: list[list[int]], *, bucket_tokens: int
 ) -> Rollouts:
-  """Given responses, end-of-sequence token included, as rollouts."""
-  width = round_up(max(map(len, responses)), bucket_tokens)
+  """Given responses, end-of-sequence token included, as rollouts.
+
+  As wide on all hosts, each of which has to call it.
+  """
+  (longest,) = hosts.largest(max(map(len, responses)))
+  width = round_up(longest, bucket_tokens)
   tokens = pad_rows(responses, width)
   return Rollouts(
     response_RT=tokens,

@@ -171,19 +171,9 @@ def num_row_shards() -> int:
   return num_shards_of(*ROW_AXES)
 
 
-def put_batch(tree, mesh: Mesh):
-  """Places host arrays whose first dim is rows (B or R) on the mesh.
-
-  Arrays that are on devices already stay where they are.
-  """
-
-  def put(array):
-    if isinstance(array, jax.Array):
-      return array
-    spec = PartitionSpec(ROW_AXES if array.ndim else None)
-    return jax.device_put(array, NamedSharding(mesh, spec))
-
-  return jax.tree.map(put, tree)
+def num_row_shards_of(mesh: Mesh) -> int:
+  """The same of a mesh."""
+  return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def shardings_of(tree, mesh: Mesh):

@@ -10,6 +10,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from ogls_jax import hosts
 from ogls_jax.errors import UserError
 
 
@@ -55,9 +56,12 @@ def keep_lines_up_to(path: pathlib.Path, step: int) -> None:
 
 
 class Writer:
-  """Writes one run's metrics and samples under its workdir."""
+  """Writes one run's metrics and samples under its workdir; the first host."""
 
   def __init__(self, workdir: pathlib.Path, *, start_step: int):
+    self._events = None
+    if not hosts.is_first():
+      return
     self._metrics = workdir / 'metrics.jsonl'
     self._samples = workdir / 'samples.jsonl'
     for path in (self._metrics, self._samples):
@@ -68,6 +72,8 @@ class Writer:
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """One line of metrics.jsonl and one point per curve."""
+    if self._events is None:
+      return
     append_json(self._metrics, {'step': step, **values})
     for name, value in values.items():
       if math.isfinite(value):
@@ -75,22 +81,27 @@ class Writer:
 
   def sample(self, step: int, row: dict) -> None:
     """One rollout, in full."""
+    if self._events is None:
+      return
     append_json(self._samples, {'step': step, **row})
 
   def close(self) -> None:
     """Flushes the events file."""
-    self._events.close()
+    if self._events is not None:
+      self._events.close()
 
 
 class Progress:
-  """One live line on a terminal; plain lines where there is none."""
+  """One live line on a terminal, else plain lines; of the first host."""
 
   def __init__(self, stage: str, *, start: int, total: int):
-    self._console = rich.console.Console(highlight=False)
+    self._console = rich.console.Console(
+      highlight=False, quiet=not hosts.is_first()
+    )
     self._stage, self._total = stage, total
     self._start, self._began = start, time.monotonic()
     self._live = None
-    if self._console.is_terminal:
+    if self._console.is_terminal and hosts.is_first():
       self._live = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}'),
         rich.progress.BarColumn(bar_width=20),

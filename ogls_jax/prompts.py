@@ -8,6 +8,7 @@ import re
 import jinja2.sandbox
 import numpy as np
 
+from ogls_jax import hosts
 from ogls_jax.batches import PromptBatch, pad_rows
 from ogls_jax.errors import UserError
 from ogls_jax.numerics import round_up
@@ -142,9 +143,12 @@ def make_prompt_batch(
   *,
   bucket_tokens: int,
 ) -> PromptBatch:
-  """Tokenizes a batch on the host, padded to a multiple of `bucket_tokens`."""
+  """Tokenizes a batch on the host, padded to a multiple of `bucket_tokens`.
+
+  To the same one on all hosts, each of which has to call it.
+  """
   rows = [maker.student_ids(question) for question in questions]
-  longest = max(map(len, rows))
+  (longest,) = hosts.largest(max(map(len, rows)))
   return PromptBatch(
     tokens_BP=pad_rows(rows, round_up(longest, bucket_tokens)),
     length_B=np.array([len(row) for row in rows], np.int32),

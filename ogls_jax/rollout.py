@@ -12,6 +12,7 @@ from flax import nnx
 
 from ogls_jax import sampling
 from ogls_jax.batches import PromptBatch, Rollouts
+from ogls_jax.hosts import take_rows
 from ogls_jax.mesh import num_row_shards, num_shards_of, place_for_decoding
 from ogls_jax.models.cache import OwnCache
 from ogls_jax.numerics import round_up
@@ -135,7 +136,7 @@ def make_sampler(
   rounding of logits, in any batch, whatever `cache_tokens` and `min_rows` are.
 
   `meanwhile` is called each time that the device has begun to decode: first
-  with None, then with what the rollouts were when it stopped last, on the host.
+  with None, then with what this host's rollouts were when it stopped last.
 
   Args:
     graphdef: of the decoder; params and frozen complete it.
@@ -215,6 +216,6 @@ def make_sampler(
         kv, rows = programs.room(own, rows, num_slots=slots)
         own = own.with_room(*kv)
       if meanwhile:  # before `decode` takes the buffers
-        so_far = jax.device_get(rollouts)
+        so_far = take_rows(rollouts)
 
   return sample

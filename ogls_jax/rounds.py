@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from ogls_jax import hints as hints_lib
+from ogls_jax import hosts
 from ogls_jax.answers import Answers
 from ogls_jax.batches import LossBatch
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
-from ogls_jax.mesh import put_batch
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import solution_of, uids_of
 from ogls_jax.tasks.grading import Grader
@@ -59,8 +59,11 @@ def sampled_round(
 ) -> Round:
   """Samples, grades what ends while the rest goes on, and adds hints.
 
+  Each host grades and pools the questions whose rows it holds; the metrics are
+  those of all.
+
   Args:
-    questions: B questions.
+    questions: B questions, the same on all hosts.
     rollout: (PromptBatch, meanwhile) -> Rollouts; the latter as for
       `rollout.make_sampler`.
     maker: renders prompts and decodes responses.
@@ -68,6 +71,7 @@ def sampled_round(
     mesh: where the batch goes.
     grader: of the task.
   """
+  questions = hosts.own_of(questions, mesh)
   uids = uids_of(questions)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
@@ -79,17 +83,23 @@ def sampled_round(
     if so_far is not None:
       answers.take_ended(so_far)
 
-  rollouts = jax.device_get(rollout(put_batch(prompts, mesh), meanwhile))
+  rollouts = rollout(hosts.put_rows(prompts, mesh), meanwhile)
+  rollouts = hosts.take_rows(rollouts)
   ends = {'sampling': time.monotonic()}
   with jax.profiler.TraceAnnotation('grading'):
     answers.take_all(rollouts)
     responses, is_correct_R = answers.wait()
+    # Where several hosts hold a row, the verdict is its owner's.
+    facts = [is_correct_R, rollouts.length_R, rollouts.is_truncated_R]
+    facts_R3 = hosts.share_rows(np.stack(facts, -1).astype(np.float32), mesh)
+    own_R = hosts.own_rows(len(facts_R3), mesh)
+    is_correct_R = facts_R3[own_R, 0] > 0
   ends['grading'] = time.monotonic()
   is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
   is_scored_R = np.ones_like(is_correct_R)
-  hints, num_cut = None, 0
+  hints, num_cut_B = None, np.zeros(len(questions))
   if rules.is_distilled:
-    hints, is_scored_R, num_cut = _pool(
+    hints, is_scored_R, num_cut_B = _pool(
       questions, responses, is_correct_BG, maker, rules
     )
   advantage_R = np.zeros(is_correct_R.shape, np.float32)
@@ -106,16 +116,9 @@ def sampled_round(
     tail_tokens=rules.tail_tokens,
     bucket_tokens=rules.bucket_tokens,
   )
-  is_mixed_B = is_correct_BG.any(1) & ~is_correct_BG.all(1)
-  values = {
-    'reward_mean': float(is_correct_R.mean()),
-    'mixed_group_fraction': float(is_mixed_B.mean()),
-    'steered_rollout_fraction': float(is_scored_R.mean()),
-    'response_tokens_mean': float(rollouts.length_R.mean()),
-    'truncated_fraction': float(rollouts.is_truncated_R.mean()),
-    'hints_cut': float(num_cut),
-    'response_tokens': float(rollouts.length_R.sum()),
-  }
+  values = _values(
+    facts_R3.astype(np.float64), is_scored_R, num_cut_B, mesh, rules
+  )
   samples = [
     {
       'id': question.id,
@@ -129,9 +132,38 @@ def sampled_round(
       graded, responses, is_correct_R, is_scored_R, strict=True
     )
   ]
-  batch = put_batch(batch, mesh)
+  batch = hosts.put_rows(batch, mesh)
   ends['hints'] = time.monotonic()
   return Round(batch, values, samples, ends)
+
+
+def _values(facts_R3, is_scored_R, num_cut_B, mesh, rules):
+  """Metrics of the rows of all hosts.
+
+  Args:
+    facts_R3: is_correct, length and is_truncated of all rows.
+    is_scored_R: of this host's.
+    num_cut_B: of this host's questions.
+    mesh: that of the rows.
+    rules: of the config.
+  """
+  is_correct_R, length_R, is_truncated_R = facts_R3.T
+  is_correct_BG = is_correct_R.reshape(-1, rules.group_size) > 0
+  is_mixed_B = is_correct_BG.any(1) & ~is_correct_BG.all(1)
+  is_scored_BG = is_scored_R.reshape(-1, rules.group_size)
+  pooled_B2 = np.stack([is_scored_BG.sum(1), num_cut_B], -1)
+  num_scored_B, num_cut_B = hosts.share_rows(
+    pooled_B2.astype(np.float32), mesh
+  ).T
+  return {
+    'reward_mean': float(is_correct_R.mean()),
+    'mixed_group_fraction': float(is_mixed_B.mean()),
+    'steered_rollout_fraction': float(num_scored_B.sum() / len(length_R)),
+    'response_tokens_mean': float(length_R.mean()),
+    'truncated_fraction': float(is_truncated_R.mean()),
+    'hints_cut': float(num_cut_B.sum()),
+    'response_tokens': float(length_R.sum()),
+  }
 
 
 def _solutions(questions, rules):
@@ -149,7 +181,7 @@ def _pool(questions, responses, is_correct_BG, maker, rules):
     method=rules.method,
     rules=rules.hints,
   )
-  hints, num_cut = hints_lib.build_hints(
+  hints, num_cut_B = hints_lib.build_hints(
     questions=questions,
     solutions=solutions,
     responses=responses,
@@ -159,13 +191,14 @@ def _pool(questions, responses, is_correct_BG, maker, rules):
     max_contexts=hints_lib.num_contexts(rules.method, rules.group_size),
     bucket_tokens=rules.bucket_tokens,
   )
-  return hints, pools.is_scored_R, num_cut
+  return hints, pools.is_scored_R, num_cut_B
 
 
 def solution_round(
   questions: list[Question], maker: PromptMaker, rules: RoundRules, mesh
 ) -> Round:
   """The dataset's solutions in place of rollouts (sft, offline kd)."""
+  questions = hosts.own_of(questions, mesh)
   uids = uids_of(questions)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
@@ -193,8 +226,11 @@ def solution_round(
     tail_tokens=0,
     bucket_tokens=rules.bucket_tokens,
   )
+  length_R1 = hosts.share_rows(
+    rollouts.length_R[:, None].astype(np.float32), mesh
+  )
   values = {
-    'response_tokens_mean': float(rollouts.length_R.mean()),
-    'response_tokens': float(rollouts.length_R.sum()),
+    'response_tokens_mean': float(length_R1.mean(dtype=np.float64)),
+    'response_tokens': float(length_R1.sum(dtype=np.float64)),
   }
-  return Round(put_batch(batch, mesh), values, [], {})
+  return Round(hosts.put_rows(batch, mesh), values, [], {})

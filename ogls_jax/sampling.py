@@ -109,10 +109,10 @@ def begin(
   )
   num_rows = num_prompts * group_size
   rollouts = Rollouts(
-    response_RT=jnp.zeros((num_rows, max_tokens), jnp.int32),
-    length_R=jnp.zeros(num_rows, jnp.int32),
-    log_prob_RT=jnp.zeros((num_rows, max_tokens), jnp.float32),
-    is_truncated_R=jnp.ones(num_rows, bool),
+    response_RT=shard(jnp.zeros((num_rows, max_tokens), jnp.int32), 'RT'),
+    length_R=shard(jnp.zeros(num_rows, jnp.int32), 'R'),
+    log_prob_RT=shard(jnp.zeros((num_rows, max_tokens), jnp.float32), 'RT'),
+    is_truncated_R=shard(jnp.ones(num_rows, bool), 'R'),
   )
   return prefix, own, rows, rollouts
 
@@ -208,6 +208,7 @@ def decode(
   carry = own, rows, next_turns(own)
   own, rows, _ = jax.lax.while_loop(goes_on, step, carry)
   progress = jnp.stack([own.length, *counts(rows.is_done_BG)])
+  progress = shard(progress, '1')  # every host decides by it
   return own, rows, _put(rows, rollouts), progress
 
 
@@ -251,23 +252,33 @@ def _decode_token(
 
 
 def _put(rows, rollouts):
-  """`rollouts` with what the rows have so far, at their places."""
-  row_R, length_R, is_truncated_R, response_RT, log_prob_RT = map(
-    flatten_rows,
-    (
-      rows.row_BG,
-      rows.length_BG,
-      rows.is_truncated_BG,
-      rows.response_BGT,
-      rows.log_prob_BGT,
-    ),
-  )
-  num_slots = response_RT.shape[1]
+  """`rollouts` with what the rows have so far, at their places.
+
+  A row never leaves its shard, so that each shard writes into its own.
+  """
+  num_shards, num_slots = num_row_shards(), rows.response_BGT.shape[-1]
+  num_rows = len(rollouts.length_R) // num_shards  # of a shard
+
+  def by_shard(array):
+    return array.reshape(num_shards, -1, *array.shape[1:])
+
+  first_S1 = num_rows * jnp.arange(num_shards)[:, None]
+  place_SR = by_shard(flatten_rows(rows.row_BG)) - first_S1
+
+  def put(into, array_BG, dims):
+    def of_shard(into, place, array):
+      index = (place, slice(num_slots)) if into.ndim > 1 else place
+      return into.at[index].set(array)
+
+    array = by_shard(flatten_rows(array_BG))
+    written = jax.vmap(of_shard)(by_shard(into), place_SR, array)
+    return shard(written.reshape(into.shape), dims)
+
   return Rollouts(
-    response_RT=rollouts.response_RT.at[row_R, :num_slots].set(response_RT),
-    length_R=rollouts.length_R.at[row_R].set(length_R),
-    log_prob_RT=rollouts.log_prob_RT.at[row_R, :num_slots].set(log_prob_RT),
-    is_truncated_R=rollouts.is_truncated_R.at[row_R].set(is_truncated_R),
+    response_RT=put(rollouts.response_RT, rows.response_BGT, 'RT'),
+    length_R=put(rollouts.length_R, rows.length_BG, 'R'),
+    log_prob_RT=put(rollouts.log_prob_RT, rows.log_prob_BGT, 'RT'),
+    is_truncated_R=put(rollouts.is_truncated_R, rows.is_truncated_BG, 'R'),
   )
 
 

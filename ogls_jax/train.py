@@ -13,13 +13,14 @@ import dataclasses
 import json
 import pathlib
 import time
+import zlib
 
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from ogls_jax import build, cli, data, evaluation, loop, warmup
+from ogls_jax import build, cli, data, evaluation, hosts, loop, warmup
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.json_file import write_json
@@ -57,7 +58,14 @@ def train(
   Raises:
     UserError: bad input, before anything compiles.
     FloatingPointError: a non-finite loss; the last checkpoint is intact.
+    Preempted: SIGTERM, on any host; all is saved and the same call continues.
   """
+  values = json.loads(config.to_json())
+  hosts.check_agree(
+    zlib.crc32(config.to_json().encode()),
+    '--config: the hosts have different configs; start all with the same'
+    ' command and the same code',
+  )
   sizes = validate(config, jax.device_count())
   maker = build.load_maker(config)
   num_ids = maker.tokenizer.vocab_size
@@ -67,20 +75,24 @@ def train(
   questions, held_out, num_skipped = load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
   flag = f'--workdir={workdir}'
-  values = json.loads(config.to_json())
   is_claimed = check_same(workdir / 'config.json', values, flag=flag)
+  hosts.check_agree(is_claimed, f'{flag}: {hosts.NOT_SHARED}')
   if is_claimed and (workdir / 'summary.json').is_file():
-    print(f'{workdir} is finished; its summary.json has the result', flush=True)
+    hosts.say(f'{workdir} is finished; its summary.json has the result')
     return json.loads((workdir / 'summary.json').read_text())
   mesh = make_mesh(dict(config.mesh))
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    notice = stack.enter_context(hosts.StopNotice())
     base = build.base_model(config, settings, mesh)
     teacher = None
     if config.method == 'kd':
       teacher = load_kd_teacher(config, maker.tokenizer, mesh)
     # Only now: what failed before leaves the workdir to a corrected command.
-    write_json(workdir / 'config.json', values, flag=flag)
-    base, seconds = _warmed(config, base, questions, maker, mesh, workdir)
+    if hosts.is_first():
+      write_json(workdir / 'config.json', values, flag=flag)
+    base, seconds = _warmed(
+      config, base, questions, maker, mesh, workdir, notice
+    )
     base = build.quantized(config, base, mesh)
     student, teacher = build.student_model(config, base, mesh), teacher or base
     eos_ids = maker.tokenizer.eos_ids
@@ -124,10 +136,10 @@ def train(
     numbers = range(start + 1, last + 1)
     state = loop.run_steps(
       parts, state, counters, checkpointer, iterator, numbers,
-      profile_steps=profile_steps,
+      profile_steps=profile_steps, notice=notice,
     )  # fmt: skip
     if last < config.num_steps:
-      print(f'stopped at step {last}; the same command continues', flush=True)
+      hosts.say(f'stopped at step {last}; the same command continues')
       return {}
     began = time.monotonic()
     after = loop.accuracy(parts, state)
@@ -136,12 +148,12 @@ def train(
     return _write_summary(workdir, config, counters, after)
 
 
-def _warmed(config, base, questions, maker, mesh, workdir):
+def _warmed(config, base, questions, maker, mesh, workdir, notice):
   """(the starting model after stage 1, seconds by stage)."""
   began = time.monotonic()
   if config.warmup.num_steps:
     folder = warmup.folder_of(config, workdir)
-    base = warmup.warm_up(config, base, questions, maker, mesh, folder)
+    base = warmup.warm_up(config, base, questions, maker, mesh, folder, notice)
   return base, {'warmup': time.monotonic() - began}
 
 
@@ -163,14 +175,16 @@ def _write_summary(workdir, config, counters, after) -> dict:
       interval = evaluation.mean_interval(values)
       summary[f'accuracy_{name}'] = dataclasses.asdict(interval)
   path = workdir / 'summary.json'
-  write_json(path, summary, flag=f'--workdir={workdir}')
-  print(f'wrote {path}', flush=True)
+  if hosts.is_first():
+    write_json(path, summary, flag=f'--workdir={workdir}')
+  hosts.say(f'wrote {path}')
   return summary
 
 
 def main() -> None:
   """Reads the flags and trains."""
   config = cli.read_config()
+  cli.start_hosts()
   if not flags.FLAGS.workdir:
     raise UserError('--workdir= must name a folder')
   train(
@@ -183,6 +197,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   cli.define_config()
+  cli.define_hosts()
   flags.DEFINE_string('workdir', None, 'Where the run is kept.', required=True)
   flags.DEFINE_integer(
     'stop_after_steps', 0, 'Stop after so many updates; 0 for none.', 0

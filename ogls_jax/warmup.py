@@ -18,13 +18,12 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from ogls_jax import build, data, metrics, step
+from ogls_jax import build, data, hosts, metrics, step
 from ogls_jax.batches import LossBatch, PromptBatch, pad_rows
 from ogls_jax.checkpoint import Checkpointer
-from ogls_jax.errors import UserError
+from ogls_jax.errors import Preempted, UserError
 from ogls_jax.json_file import write_json
 from ogls_jax.loss_masks import given_rollouts, make_loss_batch
-from ogls_jax.mesh import put_batch
 from ogls_jax.numerics import divide_metrics, round_up
 from ogls_jax.optimizer import make_optimizer, make_schedule
 from ogls_jax.prompts import PromptMaker
@@ -169,18 +168,21 @@ def warm_up(
   maker: PromptMaker,
   mesh,
   folder: pathlib.Path,
+  notice: hosts.StopNotice,
 ) -> build.Model:
   """Trains all of `base`, from the checkpoint in `folder` if there is one.
 
   Raises:
     UserError: `folder` holds the stage 1 of other settings.
     FloatingPointError: a non-finite loss.
+    Preempted: `notice` came; all is saved.
   """
   w = config.warmup
-  if not _is_claimed(config, folder):
-    write_json(
-      _claim(folder), _settings_of(config), flag=f'stage 1 in {folder}'
-    )
+  flag = f'stage 1 in {folder}'
+  is_claimed = _is_claimed(config, folder)
+  hosts.check_agree(is_claimed, f'{flag}: {hosts.NOT_SHARED}')
+  if not is_claimed and hosts.is_first():
+    write_json(_claim(folder), _settings_of(config), flag=flag)
   transformation, state = _init(config, base, mesh)
   sft_step = step.make_distill_step(
     base.graphdef,
@@ -203,7 +205,7 @@ def warm_up(
       state, position = checkpointer.restore(start, state)
       iterator.set_state(position['data'])
     elif w.workdir:
-      print(f'no stage 1 in {folder}; training it there', flush=True)
+      hosts.say(f'no stage 1 in {folder}; training it there')
     progress = stack.enter_context(
       contextlib.closing(
         metrics.Progress('warmup', start=start, total=w.num_steps)
@@ -211,22 +213,26 @@ def warm_up(
     )
     began, pending = time.monotonic(), None
     for number in range(start + 1, w.num_steps + 1):
-      batch = _numbered_batch(number, next(iterator), maker, config)
-      state, sums = sft_step(state, base.frozen, None, put_batch(batch, mesh))
+      batch = _numbered_batch(number, next(iterator), maker, config, mesh)
+      state, sums = sft_step(state, base.frozen, None, batch)
       if pending is not None:
         _report(progress, number - 1, pending, began, start)
       pending = sums
-      # Four saves bound what a preemption costs.
-      if number % max(w.num_steps // 4, 1) == 0 or number == w.num_steps:
+      is_asked = notice.is_reached(number)
+      # Four saves bound what a crash costs.
+      is_due = number % max(w.num_steps // 4, 1) == 0 or number == w.num_steps
+      if is_due or is_asked:
         _report(progress, number, pending, began, start)
         pending = None
         checkpointer.save(number, state, {'data': iterator.get_state()})
+      if is_asked:
+        raise Preempted(f'warmup step {number} is saved')
   return build.Model(base.graphdef, state.params, base.frozen)
 
 
-def _numbered_batch(number, questions, maker, config):
+def _numbered_batch(number, questions, maker, config, mesh):
   w = config.warmup
-  return make_warmup_batch(
+  batch = make_warmup_batch(
     questions,
     maker,
     # Its own stream per step, so that a resumed stage draws the same hints.
@@ -237,6 +243,9 @@ def _numbered_batch(number, questions, maker, config):
     hinted_slip_rate=w.hinted_slip_rate,
     bucket_tokens=config.prompt.bucket_tokens,
   )
+  own_B = hosts.own_rows(len(questions), mesh)
+  batch = jax.tree.map(lambda array: array[own_B], batch)
+  return hosts.put_rows(batch, mesh)
 
 
 def _report(progress, number, sums, began, start):

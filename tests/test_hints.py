@@ -93,8 +93,8 @@ def build(maker, method='ogls_sd', rules=RULES, solutions=(None,) * 3):
 
 
 def test_contexts_hold_what_the_pools_weigh(maker):
-  hints, num_cut = build(maker)
-  assert num_cut == 0
+  hints, num_cut_B = build(maker)
+  assert not num_cut_B.any()
   texts = [
     maker.tokenizer.decode(hints.context_BMC[0, m, :n].tolist())
     for m, n in enumerate(hints.length_BM[0])
@@ -152,8 +152,8 @@ def test_every_needed_hint_has_a_context_with_its_weight(maker):
 
 def test_long_hints_are_cut_and_counted(maker):
   rules = hints_lib.dataclasses.replace(RULES, max_tokens=4)
-  hints, num_cut = build(maker, rules=rules)
-  assert num_cut == 3
+  hints, num_cut_B = build(maker, rules=rules)
+  assert num_cut_B.sum() == 3
   length = hints.length_BM[0, 1]
   text = maker.tokenizer.decode(hints.context_BMC[0, 1, :length].tolist())
   assert text == 'Question: 0 + 1\nHint: try \nAnswer: '
@@ -222,8 +222,8 @@ def test_a_kd_teacher_reads_its_own_prompt(maker):
     maker, tokenizer=with_switch(maker.tokenizer), is_teacher_thinking=False
   )
   assert pools('kd', exclude_self=True).is_scored_R.all()
-  hints, num_cut = build(own, 'kd', solutions=('7', None, '8'))
-  assert num_cut == 0
+  hints, num_cut_B = build(own, 'kd', solutions=('7', None, '8'))
+  assert not num_cut_B.any()
   assert hints.context_BMC.shape[:2] == hints.length_BM.shape == (3, 1)
   for b in range(3):
     ids = hints.context_BMC[b, 0, : hints.length_BM[b, 0]].tolist()

@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
-  errors cache_dir json_file numerics batches mesh
+  errors cache_dir json_file numerics batches mesh hosts
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   answers

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ogls_jax import loss_blocks, mesh, rollout, sampling
+from ogls_jax import hosts, loss_blocks, mesh, rollout, sampling
 from ogls_jax.batches import PromptBatch, unflatten_rows
 from tests.small import VOCAB, make_decoder
 
@@ -187,7 +187,7 @@ def test_tokens_are_the_same_on_every_mesh(shape, is_unstacked):
   with jax.set_mesh(grid):
     params = jax.device_put(params, mesh.shardings_of(params, grid))
     got = rollout.make_sampler(graphdef, **options)(
-      params, nnx.State({}), mesh.put_batch(prompts, grid), key, limit_BG
+      params, nnx.State({}), hosts.put_rows(prompts, grid), key, limit_BG
     )
   np.testing.assert_array_equal(got.length_R, limit_BG.reshape(-1))
   np.testing.assert_array_equal(got.response_RT, plain.response_RT)

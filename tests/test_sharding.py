@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ogls_jax import hlo, mesh, rollout
+from ogls_jax import hlo, hosts, mesh, rollout
 from tests.small import SETTINGS, make_batch, make_decoder
 from tests.test_step import setup
 
@@ -41,7 +41,7 @@ def compile_distill(grid, method, lora_rank):
     method, lora_rank=lora_rank, settings=WIDE, block_tokens=BLOCK,
     kl_weight=0.1,
   )  # fmt: skip
-  batch = mesh.put_batch(make_batch(num_prompts=8, num_tokens=NUM_TOKENS), grid)
+  batch = hosts.put_rows(make_batch(num_prompts=8, num_tokens=NUM_TOKENS), grid)
   with jax.set_mesh(grid):
     state, frozen, teacher = placed((state, frozen, teacher), grid)
     return distill_step.lower(state, frozen, teacher, batch).compile()
@@ -94,7 +94,7 @@ def test_decoding_moves_no_weights(shape):
     graphdef, group_size=2, max_tokens=3, eos_ids=(0,), num_slots=3,
     is_unstacked=False, temperature=1.0,
   )  # fmt: skip
-  prompts = mesh.put_batch(make_batch(num_prompts=8).prompts, grid)
+  prompts = hosts.put_rows(make_batch(num_prompts=8).prompts, grid)
   with jax.set_mesh(grid):
     model = (placed(params, grid), nnx.State({}))
     begun = programs.begin(*model, prompts, jax.random.key(0), None)

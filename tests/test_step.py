@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from configs import default
-from ogls_jax import build, mesh, step
+from ogls_jax import build, hosts, mesh, step
 from ogls_jax.batches import TrainState
 from ogls_jax.optimizer import make_optimizer, make_schedule
 from tests.small import (
@@ -286,7 +286,7 @@ def test_the_step_agrees_on_every_mesh(shape, method, lora_rank):
     shardings = mesh.shardings_of((state, frozen, teacher), grid)
     state, frozen, teacher = jax.device_put((state, frozen, teacher), shardings)
     got, got_sums = distill_step(
-      state, frozen, teacher, mesh.put_batch(batch, grid)
+      state, frozen, teacher, hosts.put_rows(batch, grid)
     )
   assert tree_max_difference(expected.params, got.params) < 1e-4
   assert tree_max_difference(sums, got_sums) < 1e-3

@@ -1,6 +1,9 @@
 """Grades responses, whatever the task."""
 
 import concurrent.futures
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 import loky
@@ -37,6 +40,20 @@ def check_answers(
   )
 
 
+def _end_with(parent: int) -> None:
+  """Ends this worker when its parent is gone, as after SIGKILL.
+
+  Otherwise it would wait for work for ever, with the run's log open.
+  """
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
 class Grader:
   """`check_answers` in worker processes, while the caller goes on.
 
@@ -46,7 +63,9 @@ class Grader:
   def __init__(self, task: str, *, most_seconds: float = _MOST_SECONDS):
     self._task, self._most_seconds = task, most_seconds
     # Not the standard library's: its workers import the program, and so JAX.
-    self._executor = loky.ProcessPoolExecutor(_NUM_WORKERS)
+    self._executor = loky.ProcessPoolExecutor(
+      _NUM_WORKERS, initializer=_end_with, initargs=(os.getpid(),)
+    )
 
   def submit(
     self, texts: Sequence[str], questions: Sequence[Question]

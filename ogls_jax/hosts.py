@@ -1,0 +1,273 @@
+"""Several hosts: how they meet, whose rows are whose, and what they share.
+
+Every host runs the same program on the same order of questions. It renders,
+grades and builds hints for the questions whose rows its own devices hold, and
+places their arrays; sizes that all must agree on and figures of single rows
+travel between hosts. On one host all of this does nothing.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ogls_jax.errors import UserError
+from ogls_jax.mesh import ROW_AXES, num_row_shards_of
+
+NOT_SHARED = (
+  'some hosts see a run there and others none; it has to be one folder that all'
+  ' hosts share'
+)
+# A host that is gone is noticed after so long, and the others stop.
+_HEARTBEAT_SECONDS = 30
+_SHUTDOWN_SECONDS = 15
+
+
+def start(
+  coordinator: str,
+  num_processes: int,
+  process_id: int,
+  *,
+  wait_seconds: int = 300,
+) -> None:
+  """Joins the other hosts' processes; to be called before JAX sees a device.
+
+  Args:
+    coordinator: '' for a single process; `auto` on a TPU pod slice, under
+      SLURM, Open MPI or a GKE JobSet, where JAX finds the rest by itself; else
+      HOST:PORT of process 0, which all can reach.
+    num_processes: how many there are, where `coordinator` is HOST:PORT.
+    process_id: of this one, from 0, likewise.
+    wait_seconds: for the others.
+
+  Raises:
+    UserError: the three do not go together, or a host is missing.
+  """
+  if not coordinator:
+    if num_processes or process_id >= 0:
+      raise UserError(
+        '--num_processes and --process_id need --coordinator=HOST:PORT'
+      )
+    return
+  flag = f'--coordinator={coordinator}'
+  arguments = {}
+  if coordinator != 'auto':
+    if not 0 <= process_id < num_processes:
+      raise UserError(
+        f'{flag} --num_processes={num_processes} --process_id={process_id}:'
+        ' give each of N processes N and its own number, 0 to N - 1'
+      )
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit():
+      raise UserError(f'{flag} is not HOST:PORT, such as 10.0.0.2:8476')
+    arguments = dict(
+      coordinator_address=coordinator,
+      num_processes=num_processes,
+      process_id=process_id,
+    )
+  # What CPUs of several processes add up with; others ignore it.
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+
+  def give_up():
+    print(
+      f'error: {flag}: not all hosts were there after {wait_seconds} s; start'
+      ' every process, each with its own --process_id, where it can reach the'
+      ' coordinator',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)
+
+  # JAX's own limit aborts the process, with a dump.
+  timer = threading.Timer(wait_seconds, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(
+      **arguments,
+      initialization_timeout=wait_seconds + 60,
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(
+      f'{flag}: {reason}; give --coordinator=HOST:PORT, --num_processes and'
+      ' --process_id where auto finds nothing'
+    ) from error
+  finally:
+    timer.cancel()
+
+
+def leave(code: int) -> None:
+  """Ends a process that met an error; where there are others, at once.
+
+  They stop within a minute. The usual way out would wait for them, and they for
+  this one.
+  """
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+def is_first() -> bool:
+  """Whether this process writes what a run has once: all but checkpoints."""
+  return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+  """Prints a line, once for all hosts."""
+  if is_first():
+    print(text, flush=True)
+
+
+class StopNotice:
+  """Whether the machine is about to be taken away: SIGTERM on any host.
+
+  A context: the signal's earlier handler is back at its end.
+  """
+
+  def __init__(self):
+    self._is_asked, self._earlier = False, None
+
+  def __enter__(self):
+    # Several hosts: JAX's own handler tells the others.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not jax.distributed.is_initialized() and is_main:
+      self._earlier = signal.signal(signal.SIGTERM, self._ask)
+    return self
+
+  def __exit__(self, *_):
+    if self._earlier is not None:
+      signal.signal(signal.SIGTERM, self._earlier)
+
+  def _ask(self, *_):
+    self._is_asked = True
+
+  def is_reached(self, number: int) -> bool:
+    """To be called after every update, by all hosts; True on all at once.
+
+    `number` is the update's: Orbax asks JAX the same question as it saves, and
+    JAX expects one count.
+    """
+    if jax.distributed.is_initialized():
+      return multihost_utils.reached_preemption_sync_point(number)
+    return self._is_asked
+
+
+def _holders(mesh):
+  """(owner, whether this process is one of them) of each shard of the rows.
+
+  The owner is the first process that holds it; it speaks for the others.
+  """
+  process = np.vectorize(lambda device: device.process_index, otypes=[int])
+  process_SD = process(mesh.devices).reshape(num_row_shards_of(mesh), -1)
+  is_here_SD = process_SD == jax.process_index()
+  return process_SD.min(1), is_here_SD.any(1)
+
+
+def own_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
+  """Which of a batch's rows (or questions) this process's devices hold."""
+  is_here_S = _holders(mesh)[1]
+  return np.flatnonzero(np.repeat(is_here_S, num_rows // len(is_here_S)))
+
+
+def own_of(questions: list, mesh: Mesh) -> list:
+  """Those of a batch that this process renders, grades and places."""
+  return [questions[b] for b in own_rows(len(questions), mesh)]
+
+
+def put_rows(tree, mesh: Mesh):
+  """Places host arrays whose first dim is this process's rows, in order.
+
+  Arrays of no dims are the same everywhere. What is on devices already stays
+  where it is.
+  """
+  is_here_S = _holders(mesh)[1]
+  place_S = np.cumsum(is_here_S) - 1
+
+  def put(array):
+    if isinstance(array, jax.Array):
+      return array
+    spec = PartitionSpec(ROW_AXES if array.ndim else None)
+    sharding = NamedSharding(mesh, spec)
+    if is_here_S.all():
+      return jax.device_put(array, sharding)
+    if not array.ndim:
+      return jax.make_array_from_callback((), sharding, lambda _: array)
+    per_shard = len(array) // is_here_S.sum()
+
+    def part(index):
+      start = place_S[(index[0].start or 0) // per_shard] * per_shard
+      return array[start : start + per_shard]
+
+    shape = (per_shard * len(is_here_S), *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  # What that function does is no explicit transfer for JAX.
+  with jax.transfer_guard_host_to_device('allow'):
+    return jax.tree.map(put, tree)
+
+
+def take_rows(tree):
+  """This process's rows of arrays whose first dim is sharded by row."""
+
+  def take(array):
+    if array.is_fully_addressable:
+      return jax.device_get(array)
+    parts = {
+      shard.index[0].start or 0: shard.data
+      for shard in array.addressable_shards
+    }
+    return np.concatenate(jax.device_get([parts[k] for k in sorted(parts)]))
+
+  return jax.tree.map(take, tree)
+
+
+def largest(*sizes: int) -> tuple[int, ...]:
+  """The largest of each over all hosts; every host has to call it."""
+  if jax.process_count() == 1:
+    return sizes
+  return tuple(_gather(np.array(sizes, np.int32)).max(0).tolist())
+
+
+def share_rows(values_RX: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """All hosts' rows of float32 figures, in the order of the batch.
+
+  Of rows that several hosts hold, those of their owner. Every host has to call
+  it, with its own rows.
+  """
+  if jax.process_count() == 1:
+    return values_RX
+  first_S, is_here_S = _holders(mesh)
+  per_shard = len(values_RX) // is_here_S.sum()
+  everything = np.zeros(
+    (len(is_here_S), per_shard, *values_RX.shape[1:]), np.float32
+  )
+  everything[is_here_S] = values_RX.reshape(-1, *everything.shape[1:])
+  found = _gather(everything)
+  rows = found[first_S, np.arange(len(first_S))]
+  return rows.reshape(-1, *values_RX.shape[1:])
+
+
+def check_agree(value: int, message: str) -> None:
+  """UserError with `message` where a host has another value."""
+  if jax.process_count() == 1:
+    return
+  # As two halves: what travels has 32 bits.
+  halves = np.array([value >> 31 & 0x7FFFFFFF, value & 0x7FFFFFFF], np.int32)
+  if (_gather(halves) != halves[None]).any():
+    raise UserError(message)
+
+
+def _gather(array):
+  """[processes, ...]."""
+  with jax.transfer_guard('allow'):
+    return np.asarray(multihost_utils.process_allgather(array))
