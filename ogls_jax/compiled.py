@@ -8,7 +8,9 @@ distill  teacher, loss, gradient and update, or the method's own
 """
 
 import dataclasses
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -87,6 +89,20 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     ) from error
 
 
+def _text(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
+  """The compiled program's text."""
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError:
+    # libtpu 0.0.52 compiles TPU7x programs with async instructions that its own
+    # reader of programs rejects; what it dumps on the way is the same text.
+    with tempfile.TemporaryDirectory() as folder:
+      options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+      lowered.compile(compiler_options=options)
+      (file,) = pathlib.Path(folder).glob('*.after_optimizations.txt')
+      return file.read_text()
+
+
 class Compiler:
   """Compiles the programs of one config for one mesh, in order."""
 
@@ -158,7 +174,7 @@ class Compiler:
         temporary_bytes=memory.temp_size_in_bytes,
         limit_bytes=None,
         costs=program_cost.count(
-          compiled.as_text(),
+          _text(lowered, compiled),
           slice_of=self._slice_of,
           part_of=part_of if name == 'distill' else lambda _: name,
         ),

@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ogls_jax.errors import UserError
@@ -61,13 +62,35 @@ def mesh_shape(num_devices: int, axis_sizes: dict[str, int]) -> dict[str, int]:
 
 
 def make_mesh(axis_sizes: dict[str, int], devices=None) -> Mesh:
-  """Mesh over `devices`, all if None; `axis_sizes` as in `mesh_shape`."""
-  num_devices = jax.device_count() if devices is None else len(devices)
-  sizes = mesh_shape(num_devices, axis_sizes)
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices,
-  )  # fmt: skip
+  """Mesh over `devices`, all if None; `axis_sizes` as in `mesh_shape`.
+
+  Of several TPU slices `data` alone spans the network between them.
+
+  Raises:
+    UserError: the sizes do not fit the devices or the slices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = mesh_shape(len(devices), axis_sizes)
+  axis_types = (AxisType.Auto,) * len(AXES)
+  # Other platforms have slices too, but of any size that a user may mean.
+  is_tpu = devices[0].platform == 'tpu'
+  num_slices = len(
+    {getattr(device, 'slice_index', 0) * is_tpu for device in devices}
+  )
+  if num_slices == 1:
+    shape = tuple(sizes.values())
+    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+  if sizes['data'] % num_slices:
+    raise UserError(
+      f'mesh.data = {sizes["data"]} must be a multiple of the {num_slices}'
+      ' slices, as only `data` may span the network between them; try mesh.data'
+      f'={num_slices} mesh.fsdp=-1'
+    )
+  within = {**sizes, 'data': sizes['data'] // num_slices}
+  grid = mesh_utils.create_hybrid_device_mesh(
+    tuple(within.values()), (num_slices, 1, 1), devices
+  )
+  return Mesh(grid, AXES, axis_types=axis_types)
 
 
 def single_device_mesh() -> Mesh:

@@ -78,6 +78,9 @@ def find_slice(topology: str, num_slices: int) -> Slice:
   for name, value in _NO_MACHINE.items():
     os.environ.setdefault(name, value)
   options = {'num_slices': num_slices} if num_slices > 1 else {}
+  if kind.lower() == 'v4':
+    # Both cores of a chip as one device, as TPU VMs have them by default.
+    options['chip_config_name'] = 'megacore'
   try:
     found = topologies.get_topology_desc(topology, 'tpu', **options)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -258,7 +261,7 @@ def main() -> None:
     print_report(config, where, compiler)
     if is_fitting:
       texts = [
-        f'{name} {seconds:.1f} s'
+        f'{name} {seconds:.3g} s'
         for name, seconds in step_seconds(compiler.programs, where).items()
       ]
       print(f'at the least, every rollout at its limit: {", ".join(texts)}')

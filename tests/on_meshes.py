@@ -1,4 +1,4 @@
-"""Sampling and an update on several meshes, by however many processes there are.
+"""Sampling and an update on several meshes, by any number of processes.
 
     python -m tests.on_meshes FILE [COORDINATOR NUM_PROCESSES PROCESS_ID]
 

@@ -1,8 +1,8 @@
 """Several processes on one machine, as several hosts of a pod."""
 
-import json
 import os
 import pathlib
+import runpy
 import signal
 import socket
 import subprocess
@@ -56,8 +56,6 @@ def train_by_two(workdir, config, *flags, of_second=()):
 
 
 def changed_from(path, config):
-  import runpy
-
   def flat(tree, prefix=''):
     for key, value in tree.items():
       if isinstance(value, dict):
@@ -211,6 +209,5 @@ def test_a_notice_to_a_single_process_saves_and_stops(tmp_path, monkeypatch):
   assert signal.getsignal(signal.SIGTERM) is before
   assert final_state(tmp_path)['step'] == 2
   assert train.train(config, tmp_path)['num_steps'] == 4
-  assert [json.loads(x)['step'] for x in open(tmp_path / 'metrics.jsonl')] == [
-    1, 2, 3, 4
-  ]  # fmt: skip
+  steps = [row['step'] for row in read_rows(tmp_path / 'metrics.jsonl')]
+  assert steps == [1, 2, 3, 4]

@@ -19,13 +19,13 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run(*flags):
+def run(*flags, topology='v5e:2x2'):
   # A process of its own: libtpu keeps what it was started with.
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
   return subprocess.run(
     [
       sys.executable, '-m', 'ogls_jax.preflight', '--config=configs/tiny.py',
-      '--topology=v5e:2x2', *flags,
+      f'--topology={topology}', *flags,
     ],
     capture_output=True, text=True, env=environment, check=False,
   )  # fmt: skip
@@ -39,14 +39,38 @@ def test_a_small_run_fits():
   assert report['fits'] and report['num_chips'] == 4
   assert report['mesh'] == {'data': 1, 'fsdp': 4, 'model': 1}
   names = [program['name'] for program in report['programs']]
-  assert names == ['begin', 'decode', 'distill']
+  assert names == ['begin', 'place', 'decode', 'compact', 'distill']
   parts = report['programs'][-1]['parts']
   assert {'scoring', 'hint reading', 'student forward', 'update'} <= set(parts)
-  # Weights are shared out, so each layer gathers its own, in a loop.
-  decode = report['programs'][1]['parts']['decode']
-  assert sum(times for times, _ in decode['collectives'].values()) > 8
+  # Weights are shared out: an update gathers them, decoding does not.
+  decode = report['programs'][2]['parts']['decode']
+  weights = 4 * report['held_bytes']['weights']
+  assert parts['student forward']['collectives']['all-gather'][1] > weights / 4
+  assert 0 < sum(size for _, size in decode['collectives'].values()) < weights
   # Only the loop over tokens depends on data, and one inside top-p's search.
   assert len(decode['unknown']) <= 2, decode['unknown']
+
+
+@needs_libtpu
+def test_a_chip_of_two_devices():
+  # Its compiler's programs cannot be read back the usual way.
+  found = run('--json', topology='TPU7x:2x2x1')
+  assert found.returncode == 0, found.stderr[-2000:]
+  report = json.loads(found.stdout)
+  assert report['num_chips'] == 4 and report['mesh']['data'] == 8
+  parts = report['programs'][-1]['parts']
+  assert parts['student forward']['flops'] > 0
+
+
+@needs_libtpu
+def test_two_slices_share_no_layer():
+  found = run('--json', '--num_slices=2', '--config.mesh.fsdp=3')
+  assert found.returncode == 2 and 'mesh.fsdp = 3' in found.stderr
+  found = run(
+    '--json', '--num_slices=2', '--config.mesh.data=1', '--config.mesh.fsdp=8'
+  )
+  assert found.returncode == 2
+  assert 'mesh.data = 1 must be a multiple of the 2 slices' in found.stderr
 
 
 @needs_libtpu
