@@ -125,7 +125,11 @@ def _model() -> config_dict.ConfigDict:
     dtype='bfloat16',  # of activations
     param_dtype='bfloat16',  # of the base weights; adapters are float32
     quantize='',  # int8 or nf4: the kernels that LoRA freezes; needs qwix
-    is_remat=True,  # recompute activations in the backward pass
+    # Of a layer, what the backward pass finds: none (all of it; no
+    # rematerialisation), dots (products with weights) or full (its input).
+    remat='full',
+    is_scanned=True,  # layers in a loop, or written out: slow to compile
+    attention='auto',  # splash (a TPU kernel) or plain; auto: by the device
     # Sizes of a model that starts from random weights (path empty).
     width=128,
     num_layers=4,

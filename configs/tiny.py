@@ -23,7 +23,7 @@ def get_config():
   config.model.tokenizer_path = 'configs/arithmetic.model'
   config.model.dtype = 'float32'
   config.model.param_dtype = 'float32'
-  config.model.is_remat = False
+  config.model.remat = 'none'
   config.model.width = 128
   config.model.num_layers = 5
   config.model.num_heads = 4

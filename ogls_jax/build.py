@@ -93,17 +93,44 @@ def decoder_settings(
   )
 
 
+def _options(config, settings, mesh) -> dict:
+  """What `Decoder` needs besides sizes and weights.
+
+  Raises:
+    UserError: the kernel was asked for and cannot be had.
+  """
+  m, attention = config.model, config.model.attention
+  is_tpu = mesh.devices.flat[0].platform == 'tpu'
+  if attention == 'splash' and (any(settings.windows) or not is_tpu):
+    reason = 'its layers have windows' if is_tpu else 'there is no TPU'
+    raise UserError(
+      f"model.attention = 'splash', but {reason}; set model.attention=auto"
+    )
+  if attention == 'auto':
+    # By the mesh: `preflight` compiles for TPUs where there are none.
+    attention = 'splash' if is_tpu and not any(settings.windows) else 'plain'
+  return dict(
+    dtype=jnp.dtype(m.dtype),
+    param_dtype=jnp.dtype(m.param_dtype),
+    remat=m.remat,
+    is_scanned=m.is_scanned,
+    attention=attention,
+  )
+
+
 def decoder_maker(
   config: config_dict.ConfigDict,
   settings: DecoderSettings,
+  mesh: Mesh,
   *,
   lora_rank: int,
-  quantized_on: Mesh | None = None,
+  is_quantized: bool = False,
 ) -> Callable[[jax.Array], Decoder]:
   """key -> a decoder with random weights, for `jit` or `nnx.eval_shape`.
 
-  With a mesh in `quantized_on` its linear layers are as model.quantize says.
+  With `is_quantized` its linear layers are as model.quantize says.
   """
+  options = _options(config, settings, mesh)
 
   def make(key):
     decoder = Decoder(
@@ -111,14 +138,12 @@ def decoder_maker(
       lora_rank=lora_rank,
       lora_alpha=config.lora.alpha,
       lora_targets=lora_targets(config),
-      dtype=jnp.dtype(config.model.dtype),
-      param_dtype=jnp.dtype(config.model.param_dtype),
-      is_remat=config.model.is_remat,
+      **options,
       rngs=nnx.Rngs(key),
     )
-    if quantized_on is not None and config.model.quantize:
+    if is_quantized and config.model.quantize:
       for linear in _linears(decoder):
-        linear.quantize(config.model.quantize, quantized_on)
+        linear.quantize(config.model.quantize, mesh)
     return decoder
 
   return make
@@ -154,12 +179,10 @@ def base_model(
     decoder = weights.load_decoder(
       config.model.path,
       mesh=mesh,
-      dtype=jnp.dtype(config.model.dtype),
-      param_dtype=jnp.dtype(config.model.param_dtype),
-      is_remat=config.model.is_remat,
+      **_options(config, settings, mesh),
     )
     return Model(*nnx.split(decoder, nnx.Param), nnx.State({}))
-  make = decoder_maker(config, settings, lora_rank=0)
+  make = decoder_maker(config, settings, mesh, lora_rank=0)
   abstract = nnx.eval_shape(make, jax.random.key(0))
   graphdef, _ = nnx.split(abstract, nnx.Param)
   params = _init(make, nnx.Param, mesh, make_key(mesh, config.seed))
@@ -198,9 +221,9 @@ def student_model(config: config_dict.ConfigDict, base: Model, mesh) -> Model:
       base.graphdef, jax.tree.map(jnp.copy, base.params), base.frozen
     )
   settings = nnx.merge(base.graphdef, base.params).settings
-  make = decoder_maker(config, settings, lora_rank=rank)
+  make = decoder_maker(config, settings, mesh, lora_rank=rank)
   make_like_base = decoder_maker(
-    config, settings, lora_rank=rank, quantized_on=mesh
+    config, settings, mesh, lora_rank=rank, is_quantized=True
   )
   abstract = nnx.eval_shape(make_like_base, jax.random.key(0))
   graphdef, _, _ = nnx.split(abstract, nnx.LoRAParam, ...)

@@ -119,7 +119,7 @@ def parse(text: str) -> Module:
     ValueError: there is no entry computation, or a line cannot be read.
   """
   computations, entry, name, rows = {}, None, None, []
-  for line in text.splitlines():
+  for line in _whole_lines(text):
     if name is None:
       if found := _COMPUTATION.match(line):
         name, rows = found[2], []
@@ -132,6 +132,18 @@ def parse(text: str) -> Module:
   if entry is None:
     raise ValueError('no ENTRY computation in the text of the program')
   return Module(entry, computations)
+
+
+def _whole_lines(text: str) -> list[str]:
+  """Lines of a program; attributes of a kernel go over several."""
+  lines = []
+  for line in text.splitlines():
+    is_continued = lines and lines[-1].startswith('  ')
+    if is_continued and line != '}' and not line.startswith('  '):
+      lines[-1] += line
+    else:
+      lines.append(line)
+  return lines
 
 
 def _end(text: str, stop: str) -> int:

@@ -29,6 +29,7 @@ from ogls_jax.validate import validate
 
 DOES_NOT_FIT_CODE = 3
 _NO_MACHINE = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # another preflight may be at work
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -251,6 +252,8 @@ def _cost_json(cost: program_cost.Cost, where: Slice) -> dict:
 
 def main() -> None:
   """Compiles, prints, and exits with the verdict."""
+  # What is compiled for chips that are not there cannot be read back from it.
+  jax.config.update('jax_enable_compilation_cache', False)
   config = cli.read_config()
   where = find_slice(flags.FLAGS.topology, flags.FLAGS.num_slices)
   compiler = compile_step(config, where)

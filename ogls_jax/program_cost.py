@@ -456,7 +456,41 @@ def _add_kernel(cost: Cost, each: hlo.Instruction, within) -> None:
     cost.num_bytes = _bytes_moved(each, within)
   target = each.attribute('custom_call_target').strip('"')
   if not found and target == 'tpu_custom_call':
-    cost.unknown[f'kernel {each.name}'] = 1.0
+    flops = _splash_flops(each, within)
+    if flops:
+      cost.flops = flops
+    else:
+      cost.unknown[f'kernel {each.name}'] = 1.0
+
+
+# Products of each pass of JAX's splash attention kernel, which does not say.
+_SPLASH = re.compile(r'splash_m[hq]a_(fwd|dq|dkv)')
+_SPLASH_PRODUCTS = {'fwd': 2, 'dq': 3, 'dkv': 4}
+
+
+def _splash_flops(each: hlo.Instruction, within) -> float:
+  """Of the pairs that causality allows; 0 of another kernel.
+
+  The last query is taken to see all keys, the one before all but one, and so
+  on. The kernel computes whole blocks, which is more.
+  """
+  found = _SPLASH.search(each.name)
+  if not found:
+    return 0.0
+  floats = [
+    array
+    for operand in within.operands_of(each)
+    for array in operand.arrays
+    if array.dtype in ('bf16', 'f32') and len(array.dims) > 1
+  ]
+  query, key = floats[:2]
+  num_queries, head_size = query.dims[-2:]
+  num_keys = key.dims[-2]
+  pairs = num_queries * (num_keys - num_queries)
+  pairs += num_queries * (num_queries + 1) // 2
+  num_heads = math.prod(query.dims[:-2])
+  products = _SPLASH_PRODUCTS[found[1]]
+  return 2.0 * products * pairs * head_size * num_heads
 
 
 def _groups(each: hlo.Instruction) -> list[list[int]]:

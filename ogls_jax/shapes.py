@@ -53,7 +53,9 @@ def base_model(
   config: config_dict.ConfigDict, settings: DecoderSettings, mesh: Mesh
 ) -> build.Model:
   """The starting model, quantized if the config says so."""
-  make = build.decoder_maker(config, settings, lora_rank=0, quantized_on=mesh)
+  make = build.decoder_maker(
+    config, settings, mesh, lora_rank=0, is_quantized=True
+  )
   graphdef, params = nnx.split(_of_decoder(make), nnx.Param)
   params = placed(params, shardings_of(params, mesh))
   return build.Model(graphdef, params, nnx.State({}))
@@ -69,7 +71,7 @@ def student_model(
   if not config.lora.rank:
     return base
   make = build.decoder_maker(
-    config, settings, lora_rank=config.lora.rank, quantized_on=mesh
+    config, settings, mesh, lora_rank=config.lora.rank, is_quantized=True
   )
   abstract = _of_decoder(make)
   graphdef, adapters, _ = nnx.split(abstract, nnx.LoRAParam, ...)

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from ogls_jax import loss, mesh, optimizer, step
 from ogls_jax.errors import UserError
 from ogls_jax.models import quantize
-from ogls_jax.models.transformer import LORA_TARGETS
+from ogls_jax.models.transformer import ATTENTIONS, LORA_TARGETS, REMATS
 from ogls_jax.tasks.grading import TASKS
 from ogls_jax.tasks.question import Question
 
@@ -24,6 +24,8 @@ _CHOICES = {
   'optimizer.schedule': optimizer.SCHEDULES,
   'model.dtype': ('float32', 'bfloat16'),
   'model.param_dtype': ('float32', 'bfloat16'),
+  'model.remat': tuple(REMATS),
+  'model.attention': ('auto', *ATTENTIONS),
   'model.quantize': ('', *quantize.QTYPES),
 }
 # (key, lowest, highest); both ends are allowed.
@@ -200,10 +202,10 @@ def _check_quantize(config):
       f"{text} must be '' for lora.rank = 0, which trains the weights that it"
       ' would freeze; set lora.rank'
     )
-  if not config.model.is_remat:
+  if config.model.remat == 'none':
     raise UserError(
-      f'{text} with model.is_remat = False would keep the dense kernels of all'
-      ' layers for the backward pass; set model.is_remat=True'
+      f"{text} with model.remat = 'none' would keep the dense kernels of all"
+      ' layers for the backward pass; set model.remat=full'
     )
   quantize.import_qwix(config.model.quantize)
 

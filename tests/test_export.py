@@ -174,7 +174,7 @@ def test_quantized_base(tmp_path):
   pytest.importorskip('qwix')
   source = write_source(tmp_path / 'source', 'smollm2')
   workdir = train_run(
-    tmp_path / 'run', source, model__quantize='int8', model__is_remat=True
+    tmp_path / 'run', source, model__quantize='int8', model__remat='full'
   )
   export.export(workdir, tmp_path / 'out', export_format='merged')
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')

@@ -11,7 +11,7 @@ ORDER = """
   answers
   data
   models.locate models.settings models.attention models.quantize models.lora
-  models.cache models.layer models.transformer
+  models.cache models.layer models.splash models.transformer
   models.config_checks models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights models.known_sizes
   prompts token_choice sampling rollout hints teacher steering

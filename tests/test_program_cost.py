@@ -213,3 +213,39 @@ def test_groups_of_all_forms():
 def test_text_without_an_entry_is_an_error():
   with pytest.raises(ValueError, match='ENTRY'):
     count('HloModule nothing\n')
+
+
+SPLASH = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: s8[1,3,2], q: bf16[2,4,384,128], k: bf16[2,1024,128]) -> bf16[2,4,384,128] {
+  %a = s8[1,3,2]{2,1,0} parameter(0)
+  %q = bf16[2,4,384,128]{3,2,1,0} parameter(1)
+  %k = bf16[2,1024,128]{2,1,0} parameter(2)
+  ROOT %NAME.3 = bf16[2,4,384,128]{3,2,1,0} custom-call(%a, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block_q": 128
+}}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  ('name', 'products'),
+  [
+    ('splash_mqa_fwd_segmented', 2),
+    ('splash_mqa_dq', 3),
+    ('splash_mqa_dkv', 4),
+  ],
+)
+def test_splash_attention_counts_the_pairs_that_causality_allows(
+  name, products
+):
+  cost = total(count(SPLASH.replace('NAME', name)))
+  # Query t, of 384, sees 641 + t keys, of 1,024.
+  pairs = sum(641 + t for t in range(384))
+  assert cost.flops == 2 * products * pairs * 128 * 2 * 4
+  assert not cost.unknown
+
+
+def test_another_kernel_is_not_known():
+  cost = total(count(SPLASH.replace('NAME', 'other')))
+  assert cost.flops == 0 and list(cost.unknown) == ['kernel other.3']

@@ -144,7 +144,7 @@ def test_gradients_are_those_over_the_dense_kernels():
 
       return jax.jit(jax.grad(total))(params)
 
-    assert decoder.is_remat
+    assert decoder.remat == 'full'
     got = gradient(student.graphdef, student.frozen)
     expected = gradient(graphdef, frozen)
   largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
@@ -167,7 +167,7 @@ def test_the_base_is_quantized_once_and_shared():
 
 def test_a_run_saves_adapters_only_and_comes_back(tmp_path):
   config = small_config(
-    model__quantize='nf4', model__is_remat=True, lora__rank=2, num_steps=2,
+    model__quantize='nf4', model__remat='full', lora__rank=2, num_steps=2,
     warmup__num_steps=2, eval__num_questions=0, method='opsd',
   )  # fmt: skip
   train.train(config, tmp_path)
@@ -188,10 +188,10 @@ def test_what_cannot_be_quantized_is_an_error(monkeypatch):
   config.model.tokenizer_path = 'x'
   config.model.quantize = 'int8'
   validate(config, 8)
-  config.model.is_remat = False
-  with pytest.raises(UserError, match="quantize = 'int8'.*is_remat=True"):
+  config.model.remat = 'none'
+  with pytest.raises(UserError, match="quantize = 'int8'.*remat=full"):
     validate(config, 8)
-  config.model.update(is_remat=True, param_dtype='float32')
+  config.model.update(remat='full', param_dtype='float32')
   config.lora.rank = 0
   with pytest.raises(UserError, match="quantize = 'int8'.*set lora.rank"):
     validate(config, 8)

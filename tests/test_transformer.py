@@ -125,10 +125,11 @@ def test_remat_and_untied_head():
   decoder.head[...] += 1.0
   assert jnp.abs(decoder.unembedding_VD - decoder.embedding[...]).max() > 0.5
   hidden = naive_hidden(decoder, [1, 2], [3, 4])
-  decoder.is_remat = True
-  np.testing.assert_allclose(
-    naive_hidden(decoder, [1, 2], [3, 4]), hidden, rtol=1e-5
-  )
+  for remat, is_scanned in (('full', True), ('dots', True), ('none', False)):
+    decoder.remat, decoder.is_scanned = remat, is_scanned
+    np.testing.assert_allclose(
+      naive_hidden(decoder, [1, 2], [3, 4]), hidden, rtol=1e-5
+    )
 
 
 def test_attention_over_parts_is_attention_over_their_union():

@@ -187,8 +187,8 @@ def test_a_stored_copy_of_a_tied_matrix_is_no_extra_tensor(tmp_path):
 def test_decoder_on_a_mesh(tmp_path):
   assert jax.device_count() == 8
   folder = write_folder(tmp_path / 'hf')
-  decoder = load_decoder(folder, dtype=jnp.bfloat16, is_remat=True)
-  assert (decoder.settings, decoder.is_remat) == (SETTINGS, True)
+  decoder = load_decoder(folder, dtype=jnp.bfloat16, remat='full')
+  assert (decoder.settings, decoder.remat) == (SETTINGS, 'full')
   assert decoder.unembedding_VD.dtype == jnp.bfloat16
   for keys, variable in nnx.to_flat_state(nnx.state(decoder)):
     assert variable[...].sharding.spec == weight_spec(variable.dims), keys

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ogls_jax.mesh import shard
-from ogls_jax.models.attention import attend, rms_norm, rotate
+from ogls_jax.models.attention import rms_norm, rotate
 from ogls_jax.models.lora import Linear
 from ogls_jax.models.settings import DecoderSettings
 
@@ -78,18 +78,19 @@ class Layer(nnx.Module):
     s = self.settings
     return rms_norm(x, weight[...], s.norm_eps, s.norm_offset)
 
-  def __call__(self, x_BGTD, turn, make_parts, *, is_decoding=False):
+  def __call__(self, x_BGTD, turn, make_attention, *, is_decoding=False):
     """One layer.
 
     Args:
       x_BGTD: its input.
       turn: of each token, from `turns`, [B, 1, T, K / 2] each.
-      make_parts: (key_BHGKT, value_BHGTK) of these tokens to all that can be
-        attended to, and to what the caller keeps.
+      make_attention: (key_BHGKT, value_BHGTK) of these tokens to a function
+        (query_BGTHQK, scale=) that attends to all there is, as
+        `attention.attend`, and to what the caller keeps.
       is_decoding: weights are as `mesh.place_for_decoding` leaves them.
 
     Returns:
-      (x_BGTD, kept): output, and what `make_parts` said.
+      (x_BGTD, kept): output, and what `make_attention` said.
     """
     s = self.settings
 
@@ -118,9 +119,8 @@ class Layer(nnx.Module):
     query, key = rotate(query, turn), rotate(key, turn)
     key_BHGKT = jnp.transpose(key, (0, 3, 1, 4, 2))
     value_BHGTK = jnp.transpose(value, (0, 3, 1, 2, 4))
-    parts, kept = make_parts(key_BHGKT, value_BHGTK)
-    scale = (s.query_size or s.head_size) ** -0.5
-    mixed = attend(query, parts, scale=scale)
+    attention, kept = make_attention(key_BHGKT, value_BHGTK)
+    mixed = attention(query, scale=(s.query_size or s.head_size) ** -0.5)
     mixed_BGTH = to_rows(mixed.reshape(*batch, -1), 'BGTH')
     mixed_BGTH = to_columns(mixed_BGTH, 'BGTH')
     y_BGTD = to_rows(self.o(mixed_BGTH), 'BGTD')

@@ -14,12 +14,16 @@ and cache out of their stacks for every token, so decoding there has them as
 tuples of L entries (`unstacked`) and runs them one after another.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ogls_jax.mesh import shard
+from ogls_jax.models import splash
 from ogls_jax.models.attention import (
+  attend,
   distances,
   einsum_float32,
   in_reach,
@@ -30,6 +34,14 @@ from ogls_jax.models.cache import OwnCache, Prefix, Unstacked, write
 from ogls_jax.models.layer import Layer
 from ogls_jax.models.settings import DecoderSettings, layer_constants
 
+ATTENTIONS = ('plain', 'splash')
+# What the backward pass finds: all, nothing but each layer's input, or the
+# results of products with weights too.
+REMATS = {
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 LORA_TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 
@@ -79,13 +91,30 @@ class Decoder(nnx.Module):
     lora_targets: tuple[str, ...] = LORA_TARGETS,
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype = jnp.float32,
-    is_remat: bool = False,
+    remat: str = 'none',
+    is_scanned: bool = True,
+    attention: str = 'plain',
     rngs: nnx.Rngs,
   ):
-    """`dtype` is that of activations, `is_remat` recomputes them per layer."""
+    """`dtype` is that of activations.
+
+    Args:
+      settings: sizes.
+      lora_rank: 0 for none.
+      lora_alpha: as for `Linear`.
+      lora_targets: which layers have adapters.
+      dtype: of activations.
+      param_dtype: of all but the adapters.
+      remat: a key of `REMATS`: what the backward pass computes again.
+      is_scanned: layers are run by a loop, or written out one by one.
+      attention: of `ATTENTIONS`, in `score`; `splash` is for TPUs.
+      rngs: of the random weights.
+    """
     self.settings = settings
     self.dtype = dtype
-    self.is_remat = is_remat
+    self.remat = remat
+    self.is_scanned = is_scanned
+    self.attention = attention
     init = jax.nn.initializers.normal(settings.width**-0.5)
     shape = (settings.vocab_size, settings.width)
     self.embedding = nnx.Param(
@@ -208,6 +237,8 @@ class Decoder(nnx.Module):
     within_response = _causal_span(num_tokens, num_tokens, 0)
     to_context = _prefix_span(position_BT, num_slots, start_B)
     both_turns = self.turns(place_1P), self.turns(position_BT)
+    is_read_long = self._is_long(num_slots)
+    is_scored_long = self._is_long(num_tokens)
     graphdef, stack = nnx.split(self.layers)
 
     # Both in one scan: keys and values of a context are there for one layer at
@@ -221,26 +252,43 @@ class Decoder(nnx.Module):
       def part(key, value, span):
         return key, value, in_reach(*span, window)[:, None]
 
+      def read(*kv):
+        parts = [part(*kv, within_context)]
+        if is_read_long:
+          return splash.causal(*kv), kv
+        return functools.partial(attend, parts=parts), kv
+
+      def score(*kv):
+        parts = [part(*kv, within_response), part(*shared, to_context)]
+        if is_scored_long:
+          return splash.causal(*kv, shared, start_B), ()
+        return functools.partial(attend, parts=parts), ()
+
       with jax.named_scope('read'):
-        context_B1PD, (key, value) = of_layer(
-          context_B1PD,
-          context_turn,
-          lambda *kv: ([part(*kv, within_context)], kv),
-        )
-      shared = part(key[:, :, 0], value[:, :, 0], to_context)
+        context_B1PD, (key, value) = of_layer(context_B1PD, context_turn, read)
+      shared = key[:, :, 0], value[:, :, 0]
       with jax.named_scope('score'):
-        x_BGTD, _ = of_layer(
-          x_BGTD, turn, lambda *kv: ([part(*kv, within_response), shared], ())
-        )
+        x_BGTD, _ = of_layer(x_BGTD, turn, score)
       return (shard(context_B1PD, 'BGTD'), shard(x_BGTD, 'BGTD')), None
 
-    if self.is_remat:
-      layer = jax.checkpoint(layer)
     both = self._embed(tokens_BP[:, None]), self._embed(inputs_BGT)
-    (_, x_BGTD), _ = jax.lax.scan(
-      layer, both, (stack, *layer_constants(self.settings)[1:])
-    )
+    constants = layer_constants(self.settings)[1:]
+    (_, x_BGTD), _ = self._over_layers(layer, both, (stack, *constants))
     return self._normed(x_BGTD)
+
+  def _is_long(self, num_tokens):
+    """Whether the kernel is used, and worth it."""
+    is_kernel = self.attention == 'splash'
+    return is_kernel and num_tokens >= splash.MIN_TOKENS
+
+  def _over_layers(self, layer, carry, inputs):
+    if self.remat != 'none':
+      # In a loop nothing can be merged with the forward pass anyway.
+      layer = jax.checkpoint(
+        layer, policy=REMATS[self.remat], prevent_cse=not self.is_scanned
+      )
+    unroll = 1 if self.is_scanned else self.settings.num_layers
+    return jax.lax.scan(layer, carry, inputs, unroll=unroll)
 
   def turns(self, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`attention.turns` of tokens at these positions, by each of N rotations.
@@ -290,31 +338,29 @@ class Decoder(nnx.Module):
     def layer(x_BGTD, inputs):
       weights, prefix_kv, own_kv, rope, window = inputs
 
-      def make_parts(key_BHGKT, value_BHGTK):
+      def make_attention(key_BHGKT, value_BHGTK):
         kept, earlier = (key_BHGKT, value_BHGTK), own_kv or ()
         if is_written:
           kept, earlier = write(own_kv[0], kept, own.length), ()
         pairs = [kept, *([prefix_kv] if prefix_kv else []), *earlier]
         masks = [in_reach(*span, window)[:, None] for span in spans]
         parts = [(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
-        return parts, kept
+        return functools.partial(attend, parts=parts), kept
 
       x_BGTD, kv = nnx.merge(graphdef, weights)(
         x_BGTD,
         jax.tree.map(lambda array: array[rope], turns_NB1TK),
-        make_parts,
+        make_attention,
         is_decoding=is_decoding,
       )
       return shard(x_BGTD, 'BGTD'), kv
 
-    if self.is_remat:
-      layer = jax.checkpoint(layer)
     x_BGTD = self._embed(tokens_BGT)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
     own_kv = own and (*own.earlier, (own.key_LBHGKT, own.value_LBHGTK))
     if layers is None:
       inputs = (stack, prefix_kv, own_kv, *constants)
-      x_BGTD, (key, value) = jax.lax.scan(layer, x_BGTD, inputs)
+      x_BGTD, (key, value) = self._over_layers(layer, x_BGTD, inputs)
     else:
       pairs = []
       for weights, prefix_pair, own_pair, of_layer in zip(

@@ -47,9 +47,7 @@ def load_decoder(
   path: str | os.PathLike,
   *,
   mesh: Mesh,
-  dtype: jnp.dtype = jnp.float32,
-  param_dtype: jnp.dtype = jnp.float32,
-  is_remat: bool = False,
+  **options,
 ) -> Decoder:
   """A decoder with the file's weights, placed on the mesh.
 
@@ -60,9 +58,7 @@ def load_decoder(
   Args:
     path: as in `resolve_model_path`.
     mesh: of the devices that share the weights.
-    dtype: of activations.
-    param_dtype: of the weights.
-    is_remat: recompute activations in the backward pass.
+    **options: dtype, param_dtype and others of `Decoder`.
 
   Raises:
     UserError: a tensor is missing, extra, misshapen or not finite, the file is
@@ -72,13 +68,7 @@ def load_decoder(
   settings = read_settings(path)
 
   def make():
-    return Decoder(
-      settings,
-      dtype=dtype,
-      param_dtype=param_dtype,
-      is_remat=is_remat,
-      rngs=nnx.Rngs(0),
-    )
+    return Decoder(settings, **options, rngs=nnx.Rngs(0))
 
   graphdef, abstract = nnx.split(nnx.eval_shape(make))
   variables = {'.'.join(k): v for k, v in nnx.to_flat_state(abstract)}
