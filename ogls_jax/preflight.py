@@ -1,6 +1,6 @@
 """Whether a run fits a TPU slice, and what bounds it, with no TPU at hand.
 
-    python -m ogls_jax.preflight --config=FILE --topology=v5e:4x4
+    python -m ogls_jax.preflight --config=FILE --topology=v5e:4x4 [--suggest]
 
 The very programs of training are compiled for the slice by the TPU compiler,
 which says what memory they take; their text, walked with its loops, says what
@@ -19,7 +19,7 @@ import jax
 from absl import flags
 from ml_collections import config_dict
 
-from ogls_jax import build, chips, cli, program_cost
+from ogls_jax import build, chips, cli, program_cost, suggest
 from ogls_jax.compiled import Compiler, Program
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import make_mesh
@@ -124,6 +124,24 @@ def compile_step(config: config_dict.ConfigDict, where: Slice) -> Compiler:
     compiler = Compiler(config, settings_of(config), sizes, mesh, note=_note)
     compiler.compile_all()
   return compiler
+
+
+def first_misfit(compiler: Compiler, chip: chips.Chip) -> str:
+  """The first program that does not fit; '' if all do."""
+  names = [each.name for each in compiler.programs if not fits(each, chip)]
+  return names[0] if names else ''
+
+
+def suggestion(
+  config: config_dict.ConfigDict, where: Slice, compiler: Compiler
+) -> suggest.Overrides | None:
+  """Changes with which the step was compiled and fits; None: found none."""
+
+  def try_out(changed, overrides):
+    _note(f'trying {suggest.as_flags(overrides)}')
+    return first_misfit(compile_step(changed, where), where.chip)
+
+  return suggest.find(config, first_misfit(compiler, where.chip), try_out)
 
 
 def _note(text: str) -> None:
@@ -257,9 +275,13 @@ def main() -> None:
   config = cli.read_config()
   where = find_slice(flags.FLAGS.topology, flags.FLAGS.num_slices)
   compiler = compile_step(config, where)
-  is_fitting = all(fits(each, where.chip) for each in compiler.programs)
+  is_fitting = not first_misfit(compiler, where.chip)
+  found = None
+  if flags.FLAGS.suggest and not is_fitting:
+    found = suggestion(config, where, compiler)
   if flags.FLAGS.json:
-    print(json.dumps(as_json(where, compiler) | {'fits': is_fitting}, indent=2))
+    verdict = {'fits': is_fitting, 'suggestion': found}
+    print(json.dumps(as_json(where, compiler) | verdict, indent=2))
   else:
     print_report(config, where, compiler)
     if is_fitting:
@@ -268,6 +290,10 @@ def main() -> None:
         for name, seconds in step_seconds(compiler.programs, where).items()
       ]
       print(f'at the least, every rollout at its limit: {", ".join(texts)}')
+    if found:
+      print(f'fits with {suggest.as_flags(found)}')
+    elif flags.FLAGS.suggest and not is_fitting:
+      print('no change that was tried makes it fit; take a larger slice')
     print('fits' if is_fitting else 'does not fit')
   if not is_fitting:
     sys.exit(DOES_NOT_FIT_CODE)
@@ -280,4 +306,5 @@ if __name__ == '__main__':
   )
   flags.DEFINE_integer('num_slices', 1, 'Slices of that topology.', 1)
   flags.DEFINE_bool('json', False, 'Print JSON.')
+  flags.DEFINE_bool('suggest', False, 'Where it does not fit, try what may.')
   cli.run(main)

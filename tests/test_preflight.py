@@ -80,6 +80,19 @@ def test_a_large_run_does_not_fit():
   assert found.stdout.splitlines()[-1] == 'does not fit'
 
 
+@needs_libtpu
+def test_a_suggestion_is_confirmed_by_a_compile():
+  size = '--config.rollouts.max_tokens={}'
+  found = run('--suggest', size.format(80_000), '--config.mesh.fsdp=4')
+  assert found.returncode == preflight.DOES_NOT_FIT_CODE, found.stderr[-2000:]
+  advice, verdict = found.stdout.splitlines()[-2:]
+  assert verdict == 'does not fit'
+  flags = advice.removeprefix('fits with ').split()
+  assert flags[0].startswith('--config.') and flags != advice.split()
+  found = run(size.format(80_000), '--config.mesh.fsdp=4', *flags)
+  assert found.returncode == 0, found.stdout[-2000:]
+
+
 def test_without_the_compiler_is_one_line(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match='pip install libtpu'):
