@@ -315,10 +315,14 @@ def compact(tree, is_done_BG: jax.Array, *, num_prompts: int, group_size: int):
     kept = jnp.take_along_axis(array, index, axis=group_axis)
     return of_prompts(kept, axis)
 
-  def of_layers(function, cache, *axes):
-    # From the end: of a stack the first axis is that of layers.
+  def of_layers(of_layer, cache, num_axes):
+    # A layer at a time: what moves is there twice, and a stack is large.
     return jax.tree.map(
-      lambda array: function(array, *(array.ndim + axis for axis in axes)),
+      lambda array: (
+        jax.lax.map(of_layer, array)
+        if array.ndim > num_axes
+        else of_layer(array)
+      ),
       cache,
     )
 
@@ -326,11 +330,11 @@ def compact(tree, is_done_BG: jax.Array, *, num_prompts: int, group_size: int):
     return jax.tree.map(of_rows, tree)
   if isinstance(tree, Prefix):
     return Prefix(
-      of_layers(of_prompts, tree.key_LBHKP, -4),
-      of_layers(of_prompts, tree.value_LBHPK, -4),
+      of_layers(of_prompts, tree.key_LBHKP, 4),
+      of_layers(of_prompts, tree.value_LBHPK, 4),
       of_prompts(tree.length_B),
     )
-  return of_layers(of_rows, tree, -5, -3)
+  return of_layers(lambda array: of_rows(array, 0, 2), tree, 5)
 
 
 def room(own: OwnCache, rows: Rows, *, num_slots: int) -> tuple[tuple, Rows]:
