@@ -18,6 +18,7 @@ _BITS = {
 _ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](\{[^}]*\})?')
 _COMPUTATION = re.compile(r'^(ENTRY )?%([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%([\w.\-]+) = ')
+_CLOSED = re.compile(r'^\}(, execution_thread=.*)?$')
 _NAME = re.compile(r'%([\w.\-]+)')
 _OPENING, _CLOSING = '([{', ')]}'
 
@@ -139,7 +140,7 @@ def _whole_lines(text: str) -> list[str]:
   lines = []
   for line in text.splitlines():
     is_continued = lines and lines[-1].startswith('  ')
-    if is_continued and line != '}' and not line.startswith('  '):
+    if is_continued and not line.startswith('  ') and not _CLOSED.match(line):
       lines[-1] += line
     else:
       lines.append(line)

@@ -217,6 +217,11 @@ def test_text_without_an_entry_is_an_error():
 
 SPLASH = """HloModule m, is_scheduled=true
 
+%other (b: f32[8]) -> f32[8] {
+  %b = f32[8]{0} parameter(0)
+  ROOT %c = f32[8]{0} copy(%b)
+}, execution_thread="sparsecore"
+
 ENTRY %main (a: s8[1,3,2], q: bf16[2,4,384,128], k: bf16[2,1024,128]) -> bf16[2,4,384,128] {
   %a = s8[1,3,2]{2,1,0} parameter(0)
   %q = bf16[2,4,384,128]{3,2,1,0} parameter(1)
