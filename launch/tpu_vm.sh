@@ -26,6 +26,8 @@
 #   --keep                `up` leaves the slice running at its end
 #   --delete_on_exit      delete the slice however the script ends
 #   --max_failures=N      of training, other than preemptions; default 3
+#   --progress_seconds=N  training that lasted so long starts the count again;
+#                         default 1800
 #   --poll_seconds=N      default 30
 #   --dry_run             print the commands and do nothing
 #
@@ -41,12 +43,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly REMOTE=ogls FOLDER=ogls_run # on the workers, under the home folder
 command='' name='' zone='' project='' type=v5litepod-16 runtime='' spot=''
 valid_for=6h bucket='' keep='' delete_on_exit='' max_failures=3 poll_seconds=30
-dry_run=''
+progress_seconds=1800 dry_run=''
 while (($#)); do
   case $1 in
     -h | --help) usage && exit ;;
     --zone=* | --project=* | --type=* | --runtime=* | --valid_for=* | \
-      --bucket=* | --max_failures=* | --poll_seconds=*)
+      --bucket=* | --max_failures=* | --progress_seconds=* | --poll_seconds=*)
       key=${1%%=*}
       printf -v "${key#--}" '%s' "${1#*=}"
       ;;
@@ -208,7 +210,7 @@ delete() {
 }
 
 resume() {
-  local failures=0 is_set_up='' code=''
+  local failures=0 is_set_up='' code='' began
   if [[ $dry_run ]]; then
     create && setup && start
     return
@@ -240,6 +242,7 @@ resume() {
     fi
     start || { sleep "$poll_seconds" && continue; }
     say "$name: training"
+    began=$SECONDS
     wait_for_training
     case $code in
       "$DONE") say "$name: done" && return ;;
@@ -251,6 +254,7 @@ resume() {
       "$PREEMPTED" | lost) say "$name: preempted" ;;
       *)
         on_workers 0 "tail -n 20 $FOLDER/run.log" >&2 || true
+        ((SECONDS - began < progress_seconds)) || failures=0
         ((++failures <= max_failures)) || {
           say "$name: exit code $code, $failures times"
           return 1

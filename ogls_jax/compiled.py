@@ -74,33 +74,30 @@ class DoesNotFitError(Exception):
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  try:
-    return lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    found = re.search(
-      r'\(([\d.]+)(\w?)\) exceeds available HBM \(([\d.]+)(\w?)\)', str(error)
-    )
-    if not found:
-      raise
-    used, used_unit, limit, limit_unit = found.groups()
-    raise DoesNotFitError(
-      float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
-    ) from error
+def _compile(
+  lowered: jax.stages.Lowered,
+) -> tuple[jax.stages.Compiled, str]:
+  """A compiled program and its text.
 
-
-def _text(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
-  """The compiled program's text."""
-  try:
-    return compiled.as_text()
-  except jax.errors.JaxRuntimeError:
-    # libtpu 0.0.52 compiles TPU7x programs with async instructions that its own
-    # reader of programs rejects; what it dumps on the way is the same text.
-    with tempfile.TemporaryDirectory() as folder:
-      options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
-      lowered.compile(compiler_options=options)
-      (file,) = pathlib.Path(folder).glob('*.after_optimizations.txt')
-      return file.read_text()
+  The text is the one that the compiler dumps: programs for v6e and TPU7x have
+  asynchronous instructions that `as_text` of libtpu 0.0.52 cannot read back.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    try:
+      compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      found = re.search(
+        r'\(([\d.]+)(\w?)\) exceeds available HBM \(([\d.]+)(\w?)\)', str(error)
+      )
+      if not found:
+        raise
+      used, used_unit, limit, limit_unit = found.groups()
+      raise DoesNotFitError(
+        float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
+      ) from error
+    (file,) = pathlib.Path(folder).glob('*.after_codegen.txt')
+    return compiled, file.read_text()
 
 
 class Compiler:
@@ -156,7 +153,7 @@ class Compiler:
     other = max(everything - given, 0)
     rest = dict(name=name, slots=slots, argument_bytes=given, other_bytes=other)
     try:
-      compiled = _compile(lowered)
+      compiled, text = _compile(lowered)
     except DoesNotFitError as error:
       self._add(
         Program(
@@ -174,7 +171,7 @@ class Compiler:
         temporary_bytes=memory.temp_size_in_bytes,
         limit_bytes=None,
         costs=program_cost.count(
-          _text(lowered, compiled),
+          text,
           slice_of=self._slice_of,
           part_of=part_of if name == 'distill' else lambda _: name,
         ),

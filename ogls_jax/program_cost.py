@@ -362,9 +362,8 @@ def _bytes_moved(each: hlo.Instruction, within: hlo.Computation) -> float:
   operands = within.operands_of(each)
   written = _main_bytes(each.arrays)
   if each.opcode in ('dynamic-slice', 'slice', 'gather', 'slice-start'):
-    result = each.arrays[-1] if each.opcode == 'slice-start' else None
-    if result is None:
-      result = each.arrays[0]
+    # Of slice-start: (operand, result, a flag).
+    result = each.arrays[1 if each.opcode == 'slice-start' else 0]
     is_read = operands[0].arrays[0].space == 0
     return result.num_bytes * (is_read + (result.space == 0))
   if each.opcode in ('dynamic-update-slice', 'scatter'):

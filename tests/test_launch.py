@@ -163,6 +163,7 @@ def test_a_notice_starts_the_same_command_again(tmp_path):
     (['1'], [], 1, 4),
     (['137'], ['--max_failures=1'], 1, 2),
     (['1', '75', '0'], ['--max_failures=1'], 0, 3),
+    (['1', '1', '1', '0'], ['--max_failures=1', '--progress_seconds=0'], 0, 4),
   ],
 )
 def test_failures_are_tried_again_so_often(
