@@ -21,7 +21,8 @@ pip install -q libtpu
 pip install -q --no-deps -e .
 ruff check .
 ruff format --check .
-python -m pytest
+# Two at a time: much of it is compiling, on one core.
+python -m pytest -n 2 --dist loadfile
 
 echo '== a short form of the README main command'
 python -m ogls_jax.train --config=configs/tiny.py --workdir="$folder/run" \

@@ -254,3 +254,15 @@ def test_splash_attention_counts_the_pairs_that_causality_allows(
 def test_another_kernel_is_not_known():
   cost = total(count(SPLASH.replace('NAME', 'other')))
   assert cost.flops == 0 and list(cost.unknown) == ['kernel other.3']
+
+
+def test_an_asynchronous_slice_is_read_once():
+  text = """HloModule m
+
+ENTRY %main (a: f32[8,4]) -> f32[2,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %s = ((f32[8,4]{1,0}), f32[2,4]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:4]}
+  ROOT %d = f32[2,4]{1,0:S(1)} slice-done(%s)
+}
+"""  # noqa: E501
+  assert total(count(text)).num_bytes == 4 * 2 * 4
