@@ -93,6 +93,22 @@ def decoder_settings(
   )
 
 
+def _kernel_obstacle(settings, mesh) -> str:
+  """Why the splash attention kernel cannot be had; '' if it can."""
+  # By the mesh: `preflight` compiles for TPUs where there are none.
+  if mesh.devices.flat[0].platform != 'tpu':
+    return 'there is no TPU'
+  if any(settings.windows):
+    return 'its layers have windows'
+  if settings.num_kv_heads % mesh.shape['model']:
+    # shard_map wants whole heads on each device; the plain path does not.
+    return (
+      f'mesh.model = {mesh.shape["model"]} does not divide'
+      f' {settings.num_kv_heads} key-value heads'
+    )
+  return ''
+
+
 def _options(config, settings, mesh) -> dict:
   """What `Decoder` needs besides sizes and weights.
 
@@ -100,15 +116,13 @@ def _options(config, settings, mesh) -> dict:
     UserError: the kernel was asked for and cannot be had.
   """
   m, attention = config.model, config.model.attention
-  is_tpu = mesh.devices.flat[0].platform == 'tpu'
-  if attention == 'splash' and (any(settings.windows) or not is_tpu):
-    reason = 'its layers have windows' if is_tpu else 'there is no TPU'
+  obstacle = _kernel_obstacle(settings, mesh)
+  if attention == 'splash' and obstacle:
     raise UserError(
-      f"model.attention = 'splash', but {reason}; set model.attention=auto"
+      f"model.attention = 'splash', but {obstacle}; set model.attention=auto"
     )
   if attention == 'auto':
-    # By the mesh: `preflight` compiles for TPUs where there are none.
-    attention = 'splash' if is_tpu and not any(settings.windows) else 'plain'
+    attention = 'plain' if obstacle else 'splash'
   return dict(
     dtype=jnp.dtype(m.dtype),
     param_dtype=jnp.dtype(m.param_dtype),

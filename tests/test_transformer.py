@@ -8,7 +8,7 @@ from flax import nnx
 
 from ogls_jax.models.attention import attend, rms_norm, rotate, turns
 from ogls_jax.models.settings import Rope
-from ogls_jax.models.transformer import project
+from ogls_jax.models.transformer import REMATS, project
 from tests.small import SETTINGS, VOCAB, make_decoder, naive_hidden
 
 
@@ -130,6 +130,52 @@ def test_remat_and_untied_head():
     np.testing.assert_allclose(
       naive_hidden(decoder, [1, 2], [3, 4]), hidden, rtol=1e-5
     )
+
+
+def gradient_of(decoder):
+  """Of a sum over `score`, as a function of params; and the params."""
+  graphdef, params = nnx.split(decoder)
+  rng = np.random.default_rng(3)
+  context = rng.integers(0, VOCAB, (2, 5)).astype(np.int32)
+  response = rng.integers(0, VOCAB, (2, 2, 4)).astype(np.int32)
+
+  def total(params):
+    model = nnx.merge(graphdef, params)
+    return jnp.sin(model.score(context, jnp.array([5, 2]), response)).sum()
+
+  return jax.grad(total), params
+
+
+def test_what_is_computed_again_changes_no_gradient():
+  decoder = randomized(make_decoder())
+  gradient, params = gradient_of(decoder)
+  expected = jax.jit(gradient)(params)
+  num_products = {}
+  for remat in REMATS:
+    decoder.remat, decoder.is_scanned = remat, remat != 'dots'
+    gradient, params = gradient_of(decoder)
+    if remat != 'none':
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.jit(gradient)(params),
+        expected,
+      )
+    text = str(jax.make_jaxpr(gradient)(params))
+    num_products[remat] = text.count('dot_general')
+  # Nothing, the products within attention, and those with weights too.
+  assert num_products['none'] < num_products['dots'] < num_products['full']
+
+
+@pytest.mark.parametrize('is_scanned', [True, False])
+def test_layers_are_a_loop_or_written_out(is_scanned):
+  decoder = make_decoder()
+  decoder.remat, decoder.is_scanned = 'full', is_scanned
+  gradient, params = gradient_of(decoder)
+  text = jax.jit(gradient).lower(params).as_text()
+  assert ('stablehlo.while' in text) == is_scanned
+  # Outside a loop, a barrier keeps what is computed again from being merged
+  # with what was there.
+  assert ('optimization_barrier' in text) == (not is_scanned)
 
 
 def test_attention_over_parts_is_attention_over_their_union():

@@ -39,6 +39,8 @@ def test_every_config_loads_and_validates(path):
     ('kd__source', 'web'),
     ('optimizer__schedule', 'step'),
     ('model__dtype', 'float8'),
+    ('model__remat', 'some'),
+    ('model__attention', 'flash'),
     ('num_steps', 0),
     ('rollouts__temperature', 0.0),
     ('rollouts__top_p', 1.5),
