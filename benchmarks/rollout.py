@@ -129,6 +129,8 @@ def measure_machine(threads: int, rates: dict) -> None:
   """Raises `rates` to what the machine does now, where that is more."""
   process = start_module(sys.executable, 'rollout_roofline', threads)
   text, _ = process.communicate()
+  if process.returncode:
+    raise SystemExit(f'rollout_roofline ended with {process.returncode}')
   for key, new in json.loads(text).items():
     old = rates.setdefault(key, {})
     rates[key] = {name: max(old.get(name, 0), new[name]) for name in new}
@@ -152,7 +154,21 @@ def parse_arguments():
   parser.add_argument('--transformers_python')
   parser.add_argument('--folder', help='keeps the models, for another time')
   parser.add_argument('--json', help='file for all runs')
-  return parser.parse_args()
+  args = parser.parse_args()
+  for flag, known in (
+    ('models', rollout_workloads.MODELS),
+    ('workloads', rollout_workloads.WORKLOADS),
+    ('engines', ENGINES),
+  ):
+    for name in getattr(args, flag).split(','):
+      if name not in known:
+        parser.error(f'--{flag}: {name!r} is none of {", ".join(known)}')
+  if not 1 <= args.max_tokens <= rollout_workloads.MAX_TOKENS:
+    parser.error(
+      f'--max_tokens={args.max_tokens} is not in 1 to'
+      f' {rollout_workloads.MAX_TOKENS}'
+    )
+  return args
 
 
 def main() -> None:

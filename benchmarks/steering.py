@@ -65,9 +65,14 @@ def gradient(program: Program, b1: float) -> list[np.ndarray]:
 
 def largest_difference(arrays, expected) -> float:
   """The largest over arrays, each relative to its largest expected entry."""
-  return max(
-    float(np.abs(a - b).max() / np.abs(b).max())
-    for a, b in zip(arrays, expected, strict=True)
+  # np.max, as max() may lose a nan.
+  return float(
+    np.max(
+      [
+        np.abs(a - b).max() / np.abs(b).max()
+        for a, b in zip(arrays, expected, strict=True)
+      ]
+    )
   )
 
 
@@ -248,7 +253,7 @@ def main() -> None:
       content['results'].append(result)
       report(result, args)
       for off in result['differences'].values():
-        worst = max(worst, *off.values())
+        worst = float(np.max([worst, *off.values()]))
       if args.json:
         file = pathlib.Path(args.json)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,9 @@ def evaluate(
     grader: of the task; it grades one batch while the next is sampled.
     batch_questions: questions sampled at a time.
     bucket_tokens: prompts are padded to a multiple of this.
+
+  Raises:
+    FloatingPointError: the model's logits are not finite.
   """
   batches = []
   for start in range(0, len(questions), batch_questions):
@@ -67,6 +70,10 @@ def evaluate(
       own, uids_of(own), maker, bucket_tokens=bucket_tokens
     )
     rollouts = hosts.take_rows(sample(hosts.put_rows(prompts, mesh)))
+    if not np.isfinite(rollouts.log_prob_RT).all():
+      raise FloatingPointError(
+        'evaluation: the log-probability of a sampled token is not finite'
+      )
     num_samples = len(rollouts.length_R) // len(own)
     graded = [q for q in own for _ in range(num_samples)]
     answers = Answers(graded, maker.tokenizer, grader)

@@ -76,6 +76,11 @@ def blockwise_divergence(
   """
 
   def block_sums(student, matrix_VD, teacher_VD, steered, mask):
+    # Before the product: 0 times a nan of the padding is a nan in the gradient
+    # of the matrix.
+    student, steered = (
+      jnp.where(mask[..., None], hidden, 0) for hidden in (student, steered)
+    )
     return divergence_sums(
       student_logits_RTV=project(student, matrix_VD),
       steered_logits_RTV=project(steered, teacher_VD),

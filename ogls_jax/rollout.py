@@ -1,13 +1,15 @@
 """Runs sampling from the host: few compiled programs, each of a fixed size.
 
 Between programs the host reads three numbers and decides: drop rows that have
-ended once half of them have, give a cache that is full half as much room again.
+ended once those that go on fit into half as many prompts, or half as many
+rollouts of every prompt; give a cache that is full half as much room again.
 """
 
 import dataclasses
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from flax import nnx
 
 from ogls_jax import sampling
@@ -151,6 +153,9 @@ def make_sampler(
       second copy of the weights; None: on CPUs, where a scan over the stacks
       copies them for every token.
     **choice: temperature, top_k, top_p, min_p as for `choose_tokens`.
+
+  The sampler raises ValueError where `limit_BG`, a host array, is not in 1 to
+  `max_tokens`.
   """
   first_slots = min(cache_tokens, max_tokens)
   is_cpu = jax.default_backend() == 'cpu'
@@ -178,6 +183,28 @@ def make_sampler(
     meanwhile: Callable[[Rollouts | None], None] | None = None,
   ) -> Rollouts:
     num_shards, so_far = num_row_shards(), None
+    if (
+      isinstance(limit_BG, np.ndarray)
+      and not ((limit_BG >= 1) & (limit_BG <= max_tokens)).all()
+    ):
+      raise ValueError(f'limit_BG must be in 1 to {max_tokens}, got {limit_BG}')
+
+    def smaller_than(shape):
+      return sampling.smaller_shapes(
+        *shape,
+        min_rows=min_rows * num_shards,
+        num_shards=num_shards,
+        has_single=has_single,
+      )
+
+    def smallest_fit(shape, num_running, most):
+      """Halved again and again: several steps are one copy."""
+      while fitting := [
+        (b, g) for b, g in smaller_than(shape) if num_running <= b and most <= g
+      ]:
+        shape = fitting[0]
+      return shape
+
     prefix, own, rows, rollouts = programs.begin(
       params, frozen, prompts, key, limit_BG
     )
@@ -186,14 +213,7 @@ def make_sampler(
       params, frozen = programs.place(params, frozen)
     unstacked = programs.unstack(params, frozen) if is_unstacked else None
     while True:
-      smaller = tuple(
-        sampling.smaller_shapes(
-          *rows.is_done_BG.shape,
-          min_rows=min_rows * num_shards,
-          num_shards=num_shards,
-          has_single=has_single,
-        )
-      )
+      smaller = tuple(smaller_than(rows.is_done_BG.shape))
       own, rows, rollouts, progress = programs.decode(
         params, frozen, unstacked, prefix, own, rows, rollouts, smaller
       )
@@ -202,10 +222,10 @@ def make_sampler(
       num_tokens, most, num_running = jax.device_get(progress).tolist()
       if most == 0 or num_tokens == max_tokens:
         return rollouts
-      fitting = [s for s in smaller if num_running <= s[0] and most <= s[1]]
-      if fitting:
+      shape = smallest_fit(rows.is_done_BG.shape, num_running, most)
+      if shape != rows.is_done_BG.shape:
         is_done_BG = rows.is_done_BG
-        sizes = {'num_prompts': fitting[0][0], 'group_size': fitting[0][1]}
+        sizes = {'num_prompts': shape[0], 'group_size': shape[1]}
         own = compact_cache(programs, own, is_done_BG, **sizes)
         prefix = programs.compact(prefix, is_done_BG, **sizes)
         rows = programs.compact(rows, is_done_BG, **sizes)

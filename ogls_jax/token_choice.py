@@ -50,7 +50,8 @@ def _invert(weight_RV: jax.Array, uniform_R: jax.Array) -> jax.Array:
   wanted_R1 = uniform_R[:, None] * end_RN[:, -1:]
 
   def first_above(end, wanted):
-    return jnp.minimum((end <= wanted).sum(-1), end.shape[-1] - 1)
+    num_below = (end <= wanted).sum(-1, dtype=jnp.int32)
+    return jnp.minimum(num_below, end.shape[-1] - 1)
 
   block_R = first_above(end_RN, wanted_R1)
   start_RN = end_RN - sum_RN
@@ -80,14 +81,13 @@ def _draw(weight_RV, total_R, key_R, *, top_p):
     if top_p < 1:
       above_R = jnp.where(weight_RV > weight_R1, weight_RV, 0).sum(-1)
       is_wrong_R |= above_R >= top_p * total_R
-    # A nan compares as False: the row ends, and the caller sees the nan.
     token_R = jnp.where(is_open_R, drawn_R, token_R)
     return trial + 1, token_R, is_open_R & is_wrong_R
 
   first = (
     jnp.int32(0),
     jnp.zeros(total_R.shape, jnp.int32),
-    jnp.ones(total_R.shape, bool),
+    jnp.isfinite(total_R),  # of others no draw would ever be right
   )
   return jax.lax.while_loop(lambda carry: carry[2].any(), draw, first)[1]
 
@@ -116,8 +116,8 @@ def choose_tokens(
     min_p: of these, keep entries of at least this share of the largest.
 
   Returns:
-    (token_R, log_prob_R): int32 and float32. Logits with a nan give a token
-    without meaning and the log-probability nan.
+    (token_R, log_prob_R): int32 and float32. Logits with a nan or
+    +inf give a token without meaning and the log-probability nan.
   """
   kept_RV, id_RV = logits_RV, None
   num_kept = 1 if temperature == 0 else top_k

@@ -128,6 +128,11 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
     if not low <= value <= high or not math.isfinite(value):
       bound = f'in [{low}, {high}]' if high < math.inf else f'at least {low}'
       raise UserError(f'{key} = {value} must be {bound}')
+  if 0 < config.eval.temperature < 1e-3:
+    raise UserError(
+      f'eval.temperature = {config.eval.temperature} must be 0 (greedy) or at'
+      ' least 0.001'
+    )
   _check_model(config)
   _check_method(config)
   shape = mesh.mesh_shape(num_devices, dict(config.mesh))

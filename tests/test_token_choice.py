@@ -108,8 +108,10 @@ def test_entries_that_tie_with_the_last_of_top_p_are_kept():
   assert set(np.asarray(tokens).tolist()) == {0, 1, 2}
 
 
-def test_logits_that_are_nan_end_with_a_nan():
-  _, log_prob = choose(LOGITS.at[7].set(jnp.nan), 2, top_p=0.9)
+@pytest.mark.parametrize('bad', [jnp.nan, jnp.inf])
+@pytest.mark.parametrize('rest', [{'top_p': 0.9}, {}, {'top_k': 5}])
+def test_logits_that_are_no_numbers_end_with_a_nan(bad, rest):
+  _, log_prob = choose(LOGITS.at[7].set(bad), 2, **rest)
   assert np.isnan(log_prob).all()
 
 

@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
     return matrix[...].astype(self.dtype)
 
   def read(self, tokens_BP: jax.Array, length_B: jax.Array) -> Prefix:
-    """Keys and values of right-padded prefixes, for `continue_from`."""
+    """Keys and values of right-padded prefixes, for `append`."""
     with jax.named_scope('read'):
       _, own = self._run(tokens_BP[:, None], None, None)
     return Prefix(
@@ -152,7 +152,7 @@ class Decoder(nnx.Module):
   def continue_from(
     self, tokens_BGT: jax.Array, prefix: Prefix, own: OwnCache | None = None
   ) -> tuple[jax.Array, OwnCache]:
-    """Runs G continuations of each of B prefixes.
+    """Runs G continuations of each of B prefixes; what tests compare with.
 
     Args:
       tokens_BGT: the next T tokens of each continuation, right-padded.
