@@ -49,9 +49,13 @@ class Checkpointer:
       restored.state, jax.random.wrap_key_data
     ), restored.position
 
+  def wait(self) -> None:
+    """Until everything is on disk."""
+    self._manager.wait_until_finished()
+
   def close(self) -> None:
     """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
 
 

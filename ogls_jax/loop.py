@@ -152,9 +152,15 @@ def run_steps(
     profile = closed_after(
       stack, Profile(parts.workdir, first=numbers.start + 2, num=profile_steps)
     )
+
+    def settle():
+      reporter.flush()
+      # The profiler was seen to crash as a save's threads started beside it.
+      checkpointer.wait()
+
     stack.enter_context(jax.transfer_guard('disallow'))
     for number in numbers:
-      profile.before(number, reporter.flush)
+      profile.before(number, settle)
       with jax.profiler.StepTraceAnnotation('update', step_num=number):
         round_ = _next_round(parts, state, next(iterator), reporter)
         state, sums = parts.programs.distill(
