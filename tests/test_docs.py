@@ -49,4 +49,4 @@ def test_readme_has_the_two_commands_that_check_runs():
   assert 'pip install -r requirements-test.txt && python -m pytest' in readme
   assert main in check
   assert 'pip install -q -r requirements-test.txt' in check
-  assert '\npython -m pytest\n' in check
+  assert '\npython -m pytest -n 2 --dist loadfile\n' in check
