@@ -35,6 +35,10 @@ DECODING_ACTIVATION_AXES = (
 )
 DECODING_WEIGHT_AXES = WEIGHT_AXES | _BY_COLUMN | {'D': None}
 
+# Embeddings as they come out of a matrix that `fsdp` shares out by D. Without
+# this stop XLA replicates them on meshes that have `data` as well.
+_LOOKED_UP_AXES = ACTIVATION_AXES | {'B': 'data', 'D': 'fsdp'}
+
 _DIM_NAMES = {
   'V': 'the vocabulary',
   'D': 'the model width',
@@ -145,7 +149,15 @@ def shard(
   if array.ndim != len(dims):
     raise ValueError(f'{dims!r} names {len(dims)} dims, got {array.shape}')
   table = DECODING_ACTIVATION_AXES if is_decoding else ACTIVATION_AXES
-  spec = _spec(dims, table)
+  return _constrain(array, _spec(dims, table))
+
+
+def shard_looked_up(x_BGTD: jax.Array) -> jax.Array:
+  """Rows of an embedding, with rows on `data` and D as the matrix has it."""
+  return _constrain(x_BGTD, _spec('BGTD', _LOOKED_UP_AXES))
+
+
+def _constrain(array, spec):
   if jax.sharding.get_abstract_mesh().empty:
     return array
   return jax.lax.with_sharding_constraint(array, spec)

@@ -60,7 +60,7 @@ def gathered_stacks(compiled):
   ]
 
 
-@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize(
   ('method', 'lora_rank'), [('ogls_sd', 0), ('ogls_sd', 2), ('grpo', 2)]
 )
@@ -82,6 +82,13 @@ def test_an_update_gathers_no_model_and_holds_no_logits(
     and array.size >= rows * NUM_TOKENS * vocabulary
   ]
   assert logits == []
+  # All 8 questions' states on one device: embeddings were, as looked up.
+  states = [
+    array.dims
+    for array, _ in arrays_of(compiled, GATHERS)
+    if array.dtype == 'f32' and len(array.dims) > 2 and array.dims[0] == 8
+  ]
+  assert shape[2] == 8 or states == []
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 1, 8)])

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ogls_jax.mesh import shard
+from ogls_jax.mesh import shard, shard_looked_up
 from ogls_jax.models import splash
 from ogls_jax.models.attention import (
   attend,
@@ -355,7 +355,7 @@ class Decoder(nnx.Module):
       )
       return shard(x_BGTD, 'BGTD'), kv
 
-    x_BGTD = self._embed(tokens_BGT)
+    x_BGTD = self._embed(tokens_BGT, is_decoding=is_decoding)
     prefix_kv = prefix and (prefix.key_LBHKP, prefix.value_LBHPK)
     own_kv = own and (*own.earlier, (own.key_LBHGKT, own.value_LBHGTK))
     if layers is None:
@@ -377,8 +377,10 @@ class Decoder(nnx.Module):
     new = OwnCache(key, value, jnp.int32(num_tokens))
     return self._normed(x_BGTD), new
 
-  def _embed(self, tokens_BGT):
+  def _embed(self, tokens_BGT, *, is_decoding=False):
     x_BGTD = self.embedding[...][tokens_BGT].astype(self.dtype)
+    if not is_decoding:
+      x_BGTD = shard_looked_up(x_BGTD)
     # Rounded to the dtype first, as the models were trained.
     x_BGTD *= jnp.asarray(self.settings.embedding_scale, self.dtype)
     return shard(x_BGTD, 'BGTD')
