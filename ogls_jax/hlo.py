@@ -1,7 +1,7 @@
 """Reads the text of a compiled program: computations, instructions, shapes.
 
-Only what `program_cost.py` needs of XLA's text format, as `as_text()` of a
-compiled program prints it.
+Only what counting needs of XLA's text format, as `as_text()` of a compiled
+program prints it.
 """
 
 import dataclasses
@@ -159,6 +159,11 @@ def _end(text: str, stop: str) -> int:
       depth += (char in _OPENING) - (char in _CLOSING)
     previous = char
   return len(text)
+
+
+def numbers(text: str) -> list[int]:
+  """All whole numbers in it."""
+  return [int(number) for number in re.findall(r'\d+', text)]
 
 
 def arrays_in(text: str) -> tuple[Array, ...]:

@@ -18,7 +18,8 @@ ORDER = """
   loss loss_blocks loss_masks optimizer metrics checkpoint workdir step
   validate questions build evaluation rounds warmup runs
   programs reporting profile loop cli train export
-  hlo program_cost chips step_parts shapes compiled suggest preflight
+  hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
+  step_parts shapes compiled suggest preflight
 """.split()  # noqa: SIM905 - the lines group what belongs together
 
 

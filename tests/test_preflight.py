@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from ogls_jax import chips, preflight
+from ogls_jax.collectives import Collective
 from ogls_jax.errors import UserError
 from ogls_jax.models.known_sizes import known_settings
-from ogls_jax.program_cost import Collective, Cost
+from ogls_jax.program_cost import Cost
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,

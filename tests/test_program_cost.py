@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from ogls_jax import hlo, program_cost
+from ogls_jax import collectives, hlo, program_cost
 from ogls_jax.mesh import make_mesh
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.models.transformer import Decoder, project
@@ -199,7 +199,7 @@ def test_convolution_counts_places_that_are_there(stride, dilation):
 def test_groups_of_all_forms():
   def groups(attributes):
     each = hlo.Instruction('x', 'all-reduce', (), (), '', attributes, False)
-    return program_cost._groups(each)
+    return collectives.groups_of(each)
 
   assert groups('replica_groups={{0,1},{2,3}}') == [[0, 1], [2, 3]]
   assert groups('replica_groups=[2,2]<=[4]') == [[0, 1], [2, 3]]
