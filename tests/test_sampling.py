@@ -165,7 +165,8 @@ def test_tokens_do_not_depend_on_the_sizes_of_programs(choice, monkeypatch):
   )
   past = np.arange(30)[None] >= limit_BG.reshape(-1, 1)
   assert (fitted.response_RT[past] == 0).all()
-  assert (fitted.response_RT[~past] > 0).mean() > 0.7
+  # Token 0 may be drawn as well, but nothing is certain.
+  assert (fitted.log_prob_RT[~past] < 0).all()
 
 
 @pytest.mark.parametrize(
