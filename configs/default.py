@@ -81,7 +81,11 @@ def get_config() -> config_dict.ConfigDict:
     temperature=1.0,
     max_tokens=0,  # length of its rollouts; 0: rollouts.max_tokens
   )
-  config.checkpoint = config_dict.create(every_steps=25, keep=2)
+  config.checkpoint = config_dict.create(
+    every_steps=25,
+    keep=2,  # the newest so many, and the best by evaluation
+    verify=True,  # compare restored arrays with their checksums
+  )
   config.log = config_dict.create(samples_every_steps=10, samples_rollouts=8)
   # One may be -1: all devices that the others leave.
   config.mesh = config_dict.create(data=-1, fsdp=1, model=1)

@@ -1,6 +1,7 @@
 """From a config to the things a command works with."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from ml_collections import config_dict
 
 from ogls_jax import optimizer
 from ogls_jax.batches import TrainState
+from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.hints import HintRules
 from ogls_jax.mesh import shardings_of
@@ -296,6 +298,14 @@ def make_optimizer(
     weight_decay=o.weight_decay,
     max_grad_norm=o.max_grad_norm,
   )
+
+
+def checkpointer(
+  config: config_dict.ConfigDict, folder: pathlib.Path
+) -> Checkpointer:
+  """Of stage 2, in `folder`."""
+  c = config.checkpoint
+  return Checkpointer(folder, keep=c.keep, verify=c.verify)
 
 
 def objective(

@@ -1,62 +1,251 @@
-"""Orbax checkpoints: train state, data position and run counters."""
+"""Orbax checkpoints: train state, data position and run counters.
 
+A step counts once it is complete, and every array of it has the checksum with
+which it was saved.
+"""
+
+import json
+import os
 import pathlib
+import time
+import zlib
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from ogls_jax import hosts
 from ogls_jax.batches import TrainState
+from ogls_jax.checksums import checksums_of
+from ogls_jax.errors import UserError
+
+_FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0  # seconds between attempts
+# What Orbax and the file systems below it raise where a disk fails.
+_DISK_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+class _Manager(ocp.CheckpointManager):
+  """Leaves JAX's count of preemption checks to `notice.StopNotice`."""
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
+
+
+class DamagedError(Exception):
+  """A step whose files are not what was saved."""
 
 
 class Checkpointer:
-  """Saves and restores one run's steps under `folder`."""
+  """Saves and restores one run's steps under `folder`; inside `jax.set_mesh`.
 
-  def __init__(self, folder: pathlib.Path, *, keep: int):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+  A save that fails is told and tried again with the state that there is then,
+  later and later; on several hosts it ends the run.
+  """
 
-  def latest_step(self) -> int | None:
-    """The newest complete step, or None."""
-    return self._manager.latest_step()
+  def __init__(self, folder: pathlib.Path, *, keep: int, verify: bool = True):
+    """Keeps the last `keep` steps, and the one with the best accuracy.
+
+    `verify`: whether restored arrays are compared with their checksums.
+    """
+    self._folder, self._keep = folder.absolute(), keep
+    self._verify = verify
+    self._saving = None  # the step that is being saved, until it is on disk
+    self._wait, self._retry_at = _FIRST_WAIT, None
+    self._manager = self._open()
+
+  def _open(self):
+    policies = checkpoint_managers
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(
+        [
+          policies.LatestN(self._keep),
+          policies.BestN(
+            get_metric_fn=lambda metrics: metrics['accuracy'],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+          ),
+        ]
+      ),
+      # What a save that was cut off has left.
+      cleanup_tmp_directories=True,
+    )
+    return _Manager(self._folder, options=options)
 
   def all_steps(self) -> list[int]:
     """The complete steps that are kept, ascending."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, state: TrainState, position: dict) -> None:
-    """Saves `state` and a JSON-like `position` without waiting for the disk."""
+  def is_due_again(self) -> bool:
+    """Whether a save has failed and it is time for the next attempt."""
+    if not self._manager.is_saving_in_progress():
+      self.wait()
+    return self._retry_at is not None and time.monotonic() >= self._retry_at
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    position: dict,
+    accuracy: float | None = None,
+  ) -> None:
+    """Saves without waiting for the disk, but for the save before.
+
+    Args:
+      step: updates done.
+      state: the arrays.
+      position: what JSON can hold.
+      accuracy: by which the best step is kept.
+    """
+    self.wait()
+    self._attempt(lambda: self._start(step, state, position, accuracy))
+
+  def save_now(
+    self,
+    step: int,
+    state: TrainState,
+    position: dict,
+    accuracy: float | None = None,
+    *,
+    most_seconds: float,
+  ) -> None:
+    """Saves, and waits until it is on disk.
+
+    Raises:
+      UserError: it is not there after `most_seconds` of attempts.
+    """
+    end = time.monotonic() + most_seconds
+    while True:
+      self.save(step, state, position, accuracy)
+      self.wait()
+      if self._retry_at is None:
+        return
+      if self._retry_at > end:
+        raise UserError(
+          f'{self._folder}: step {step} cannot be saved; mend the disk and give'
+          ' the same command, which continues from the last checkpoint'
+        )
+      time.sleep(max(self._retry_at - time.monotonic(), 0))
+
+  def _attempt(self, action) -> None:
+    try:
+      action()
+    except _DISK_ERRORS as error:
+      if jax.process_count() > 1:
+        raise
+      reason = ' '.join(str(error).split())[:200]
+      hosts.say(
+        f'warning: {self._folder}: step {self._saving} was not saved'
+        f' ({reason}); the next attempt is in {self._wait:.0f} s'
+      )
+      self._saving = None
+      self._retry_at = time.monotonic() + self._wait
+      self._wait = min(2 * self._wait, _LONGEST_WAIT)
+      if self._folder.is_dir():
+        self._manager = self._open()
+
+  def _start(self, step, state, position, accuracy):
+    self._saving, self._retry_at = step, None
+    if not self._folder.is_dir():
+      raise OSError('the folder is gone')
     # Key arrays are saved as the integers they wrap.
     state = _with_key(state, jax.random.key_data)
+    record = {'position': position, 'checksums': checksums_of(state)}
+    record = {'crc32': _crc32(record), **record}
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+        state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(record)
       ),
+      metrics=None if accuracy is None else {'accuracy': accuracy},
+      force=True,
     )
+
+  def restore_newest(
+    self, state: TrainState
+  ) -> tuple[int, TrainState, dict] | None:
+    """(step, state, position) of the newest good step; None: there is no step.
+
+    Damaged steps are told of and moved to `FOLDER.damaged`, so that others can
+    take their place.
+
+    Raises:
+      UserError: there are steps, and none of them is good.
+    """
+    steps = self.all_steps()
+    for step in reversed(steps):
+      try:
+        return step, *self._restore(step, state)
+      except DamagedError as error:
+        moved = self._folder.with_name(f'{self._folder.name}.damaged')
+        hosts.say(f'warning: {error}; moved to {moved}')
+        if hosts.is_first():
+          moved.mkdir(exist_ok=True)
+          name = f'{step}-{time.time_ns()}'
+          os.replace(self._folder / str(step), moved / name)
+        hosts.largest(0)  # all wait for it
+        self._manager.reload()
+    if steps:
+      raise UserError(
+        f'{self._folder} had steps {", ".join(map(str, steps))}, and all are'
+        ' damaged; bring one back, or start afresh in another workdir'
+      )
+    return None
 
   def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict]:
-    """Step `step` in the structure, shardings and dtypes of `state`."""
+    """Step `step` in the structure, shardings and dtypes of `state`.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+      return self._restore(step, state)
+    except DamagedError as error:
+      raise UserError(f'{error}; choose another step') from error
+
+  def _restore(self, step, state):
     like = _with_key(state, jax.random.key_data)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract),
-        position=ocp.args.JsonRestore(),
-      ),
-    )
-    return _with_key(
-      restored.state, jax.random.wrap_key_data
-    ), restored.position
+    where = f'the checkpoint {self._folder / str(step)} is damaged'
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract),
+          position=ocp.args.JsonRestore(),
+        ),
+      )
+      record = dict(restored.position)
+      crc32, checksums = record.pop('crc32'), record['checksums']
+    except Exception as error:  # noqa: BLE001 - what damage does is open
+      reason = ' '.join(str(error).split())[:200]
+      raise DamagedError(
+        f'{where} ({type(error).__name__}: {reason})'
+      ) from error
+    if crc32 != _crc32(record):
+      raise DamagedError(f'{where} (its JSON record)')
+    if self._verify:
+      found = checksums_of(restored.state)
+      wrong = [name for name in checksums if found.get(name) != checksums[name]]
+      if wrong or len(found) != len(checksums):
+        raise DamagedError(f'{where} (checksum of {", ".join(wrong)[:200]})')
+    return _with_key(restored.state, jax.random.wrap_key_data), record[
+      'position'
+    ]
 
   def wait(self) -> None:
-    """Until everything is on disk."""
-    self._manager.wait_until_finished()
+    """Until everything is on disk, or has failed."""
+    self._attempt(self._manager.wait_until_finished)
+    if self._saving is not None and self._retry_at is None:
+      self._saving, self._wait = None, _FIRST_WAIT
 
   def close(self) -> None:
     """Waits until everything is on disk."""
     self.wait()
     self._manager.close()
+
+
+def _crc32(record: dict) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _with_key(state: TrainState, convert) -> TrainState:

@@ -16,7 +16,7 @@ from ogls_jax.cache_dir import keep_programs
 from ogls_jax.errors import Preempted, UserError
 
 USER_ERROR_CODE = 2
-PREEMPTED_CODE = 75  # EX_TEMPFAIL: launchers run the same command again
+PREEMPTED_CODE = 75  # EX_TEMPFAIL, of several hosts
 INTERRUPTED_CODE = 130  # as shells report SIGINT
 
 
@@ -67,6 +67,15 @@ def start_hosts() -> None:
   )
 
 
+def preempted_code() -> int:
+  """The exit code once all is saved after SIGTERM or SIGINT.
+
+  0, or 75 with --coordinator: launchers set it, and run the same command again
+  on that code.
+  """
+  return PREEMPTED_CODE if flags.FLAGS.coordinator else 0
+
+
 def read_config() -> config_dict.ConfigDict:
   """The config that --config and its overrides describe.
 
@@ -86,8 +95,8 @@ def read_config() -> config_dict.ConfigDict:
 def run(main: Callable[[], None]) -> None:
   """Runs a command; an error is one line on stderr.
 
-  Exit code 2 for bad input, 1 for a value that is not finite, 75 for a machine
-  that is taken away, 130 for Ctrl-C.
+  Exit code 2 for bad input, 1 for a value that is not finite, that of
+  `preempted_code` for a stop that was asked for, 130 for Ctrl-C elsewhere.
   """
 
   def guarded(_):
@@ -103,8 +112,8 @@ def run(main: Callable[[], None]) -> None:
       print(f'error: {error}', file=sys.stderr)
       hosts.leave(USER_ERROR_CODE)
     except Preempted as notice:
-      hosts.say(f'stopped by SIGTERM: {notice}; the same command continues')
-      sys.exit(PREEMPTED_CODE)
+      hosts.say(f'stopped: {notice}; the same command continues')
+      sys.exit(preempted_code())
     except KeyboardInterrupt:
       print(
         'interrupted; the same command continues from the last checkpoint',

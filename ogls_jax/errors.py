@@ -9,4 +9,4 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):  # noqa: N818 - not an error
-  """The machine is about to be taken away; all is saved."""
+  """A stop was asked for; the message says what is saved."""

@@ -7,7 +7,6 @@ travel between hosts. On one host all of this does nothing.
 """
 
 import os
-import signal
 import sys
 import threading
 
@@ -46,7 +45,9 @@ def start(
     wait_seconds: for the others.
 
   Raises:
-    UserError: the three do not go together, or a host is missing.
+    UserError: the three do not go together.
+
+  Where a host is missing the process ends with code 1.
   """
   if not coordinator:
     if num_processes or process_id >= 0:
@@ -73,18 +74,18 @@ def start(
   # What CPUs of several processes add up with; others ignore it.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 
-  def give_up():
+  def give_up(reason):
     print(
-      f'error: {flag}: not all hosts were there after {wait_seconds} s; start'
-      ' every process, each with its own --process_id, where it can reach the'
-      ' coordinator',
+      f'error: {flag}: {reason}; start every process, each with its own'
+      ' --process_id, where it can reach the coordinator',
       file=sys.stderr,
       flush=True,
     )
-    os._exit(2)
+    os._exit(1)  # not 2: the same command may well succeed
 
   # JAX's own limit aborts the process, with a dump.
-  timer = threading.Timer(wait_seconds, give_up)
+  late = f'not all hosts were there after {wait_seconds} s'
+  timer = threading.Timer(wait_seconds, give_up, [late])
   timer.daemon = True
   timer.start()
   try:
@@ -94,12 +95,14 @@ def start(
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
-  except (RuntimeError, ValueError) as error:
+  except ValueError as error:
     reason = ' '.join(str(error).split())[:200]
     raise UserError(
       f'{flag}: {reason}; give --coordinator=HOST:PORT, --num_processes and'
       ' --process_id where auto finds nothing'
     ) from error
+  except RuntimeError as error:
+    give_up(' '.join(str(error).split())[:200])
   finally:
     timer.cancel()
 
@@ -126,40 +129,6 @@ def say(text: str) -> None:
   """Prints a line, once for all hosts."""
   if is_first():
     print(text, flush=True)
-
-
-class StopNotice:
-  """Whether the machine is about to be taken away: SIGTERM on any host.
-
-  A context: the signal's earlier handler is back at its end.
-  """
-
-  def __init__(self):
-    self._is_asked, self._earlier = False, None
-
-  def __enter__(self):
-    # Several hosts: JAX's own handler tells the others.
-    is_main = threading.current_thread() is threading.main_thread()
-    if not jax.distributed.is_initialized() and is_main:
-      self._earlier = signal.signal(signal.SIGTERM, self._ask)
-    return self
-
-  def __exit__(self, *_):
-    if self._earlier is not None:
-      signal.signal(signal.SIGTERM, self._earlier)
-
-  def _ask(self, *_):
-    self._is_asked = True
-
-  def is_reached(self, number: int) -> bool:
-    """To be called after every update, by all hosts; True on all at once.
-
-    `number` is the update's: Orbax asks JAX the same question as it saves, and
-    JAX expects one count.
-    """
-    if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(number)
-    return self._is_asked
 
 
 def _holders(mesh):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+from typing import NoReturn
 
 import grain
 import jax
@@ -14,6 +15,7 @@ from ogls_jax import build, evaluation, hosts, rounds
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import Preempted
+from ogls_jax.notice import StopNotice
 from ogls_jax.profile import Profile
 from ogls_jax.programs import Programs
 from ogls_jax.prompts import PromptMaker
@@ -46,6 +48,7 @@ class Parts:
   rules: rounds.RoundRules
   is_sampled: bool
   grader: Grader
+  notice: StopNotice
 
 
 def closed_after(stack: contextlib.ExitStack, closable):
@@ -64,7 +67,7 @@ def begin_or_resume(
 
   `seconds` are those of the stages before; what begins is evaluated.
   """
-  config, start = parts.config, checkpointer.latest_step() or 0
+  config, start = parts.config, 0
   state = build.init_state(
     config,
     parts.student.params,
@@ -72,8 +75,12 @@ def begin_or_resume(
     parts.mesh,
     has_ema=config.teacher == 'ema',
   )
-  if start:
-    state, position = checkpointer.restore(start, state)
+  found = checkpointer.restore_newest(state)
+  hosts.check_agree(
+    found[0] if found else 0, f'{parts.workdir}: {hosts.NOT_SHARED}'
+  )
+  if found:
+    start, state, position = found
     iterator.set_state(position['data'])
     counters = Counters(position['before'], position['seconds'])
     hosts.say(f'resuming at step {start} of {parts.workdir}')
@@ -98,7 +105,12 @@ def accuracy(parts: Parts, state: TrainState) -> list[float]:
   )
 
   def sample(prompts: PromptBatch):
-    return parts.programs.evaluate(fixed, parts.student.frozen, prompts)
+    return parts.programs.evaluate(
+      fixed,
+      parts.student.frozen,
+      prompts,
+      meanwhile=lambda _: parts.notice.check(),
+    )
 
   return evaluation.evaluate(
     sample,
@@ -127,7 +139,6 @@ def run_steps(
   numbers: range,
   *,
   profile_steps: int,
-  notice: hosts.StopNotice,
 ) -> TrainState:
   """Updates `numbers`, their reports and checkpoints; returns the last state.
 
@@ -136,9 +147,10 @@ def run_steps(
 
   Raises:
     FloatingPointError: a non-finite loss; the last checkpoint is intact.
-    Preempted: `notice` came; all is saved.
+    Preempted: a stop is asked for; all but a round under way is saved.
+    UserError: what has to be saved cannot be.
   """
-  config, began = parts.config, time.monotonic()
+  config = parts.config
   with contextlib.ExitStack() as stack:
     reporter = closed_after(
       stack,
@@ -149,6 +161,7 @@ def run_steps(
         num_skipped=parts.num_skipped,
       ),
     )
+    saver = _Saver(parts, counters, checkpointer, reporter, numbers.start - 1)
     profile = closed_after(
       stack, Profile(parts.workdir, first=numbers.start + 2, num=profile_steps)
     )
@@ -161,8 +174,12 @@ def run_steps(
     stack.enter_context(jax.transfer_guard('disallow'))
     for number in numbers:
       profile.before(number, settle)
+      place = iterator.get_state()
       with jax.profiler.StepTraceAnnotation('update', step_num=number):
-        round_ = _next_round(parts, state, next(iterator), reporter)
+        try:
+          round_ = _next_round(parts, state, next(iterator), reporter)
+        except Preempted:
+          saver.stop(number - 1, state, place)
         state, sums = parts.programs.distill(
           state,
           parts.student.frozen,
@@ -171,21 +188,59 @@ def run_steps(
         )
       reporter.flush()  # where nothing was sampled: about the update before
       reporter.hold(number, sums, round_)
-      is_asked = notice.is_reached(number)
-      is_due = number % config.checkpoint.every_steps == 0
-      if is_due or is_asked or number == numbers[-1]:
-        reporter.flush()
-        seconds = time.monotonic() - began
-        began = time.monotonic()
-        total = counters.seconds.get(config.method, 0.0) + seconds
-        counters.seconds[config.method] = total
-        position = {'data': iterator.get_state()}
-        position |= dataclasses.asdict(counters)
-        checkpointer.save(number, state, position)
-        reporter.start_clock()
-      if is_asked and number < config.num_steps:
-        raise Preempted(f'step {number} is saved')
+      place = iterator.get_state()
+      if parts.notice.is_asked() and number < config.num_steps:
+        saver.stop(number, state, place)
+      if number == numbers[-1]:
+        saver.save_now(number, state, place, _MOST_SECONDS_AT_END)
+      elif saver.is_due(number):
+        saver.save(number, state, place)
   return state
+
+
+# Attempts to save go on for so long where there is nothing else to do, and
+# where the machine is about to be taken away.
+_MOST_SECONDS_AT_END, _MOST_SECONDS_OF_NOTICE = 3600.0, 10.0
+
+
+class _Saver:
+  """Checkpoints of stage 2, with what the host knows of them."""
+
+  def __init__(self, parts, counters, checkpointer, reporter, start):
+    """`start`: updates that are saved already."""
+    self._parts, self._counters = parts, counters
+    self._checkpointer, self._reporter = checkpointer, reporter
+    self._saved, self._began = start, time.monotonic()
+
+  def is_due(self, number: int) -> bool:
+    every = self._parts.config.checkpoint.every_steps
+    return number % every == 0 or self._checkpointer.is_due_again()
+
+  def save(self, number: int, state: TrainState, place: dict) -> None:
+    """`place` is the iterator's."""
+    position = self._position(place)
+    self._checkpointer.save(number, state, position)
+    self._reporter.start_clock()
+
+  def save_now(self, number, state, place, most_seconds: float) -> None:
+    """Waits until it is on disk."""
+    self._checkpointer.save_now(
+      number, state, self._position(place), most_seconds=most_seconds
+    )
+
+  def stop(self, number, state, place) -> NoReturn:
+    """Raises Preempted once update `number` is saved."""
+    if number > self._saved:
+      self.save_now(number, state, place, _MOST_SECONDS_OF_NOTICE)
+    raise Preempted(f'step {number} is saved')
+
+  def _position(self, place):
+    self._reporter.flush()
+    method, now = self._parts.config.method, time.monotonic()
+    seconds = self._counters.seconds
+    seconds[method] = seconds.get(method, 0.0) + now - self._began
+    self._began = now
+    return {'data': place} | dataclasses.asdict(self._counters)
 
 
 def _next_round(parts, state, questions, reporter):
@@ -199,6 +254,7 @@ def _next_round(parts, state, questions, reporter):
     reporter.wait()
 
     def also(so_far):
+      parts.notice.check()
       reporter.flush()
       meanwhile(so_far)
 

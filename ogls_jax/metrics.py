@@ -4,91 +4,174 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import time
 
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 from ogls_jax import hosts
 from ogls_jax.errors import UserError
 
 
-def append_json(path: pathlib.Path, row: dict) -> None:
-  """Appends one JSON object as a line; nan and infinities become null."""
+class Lines:
+  """Rows of JSON in a file. What cannot be written is kept and tried again."""
+
+  def __init__(self, path: pathlib.Path, *, last_step: int):
+    """Rows after `last_step` are dropped, and a last line cut by a crash.
+
+    A run killed between checkpoints repeats the steps after the last one.
+
+    Raises:
+      UserError: a line before the last is broken.
+    """
+    self._path, self._pending, self._has_failed = path, b'', False
+    self.rows = kept_rows(path, last_step)
+    partial = path.with_suffix('.partial')
+    partial.write_bytes(b''.join(map(_line, self.rows)))
+    os.replace(partial, path)
+    self._size = path.stat().st_size
+
+  def add(self, row: dict) -> None:
+    """Appends an object; nan and infinities become null."""
+    self._pending += _line(row)
+    try:
+      self._write()
+    except OSError as error:
+      if not self._has_failed:
+        hosts.say(
+          f'warning: {self._path} cannot be written ({error}); its lines are'
+          ' kept and tried again'
+        )
+      self._has_failed = True
+
+  def sync(self) -> None:
+    """All lines on disk; OSError if they cannot be."""
+    if self._pending:
+      self._write()
+    with self._path.open('rb') as file:
+      os.fsync(file.fileno())
+
+  def _write(self):
+    with self._path.open('r+b') as file:
+      # An attempt that failed may have left a part of a line.
+      file.truncate(self._size)
+      file.seek(self._size)
+      file.write(self._pending)
+    self._size += len(self._pending)
+    self._pending, self._has_failed = b'', False
+
+
+def _line(row: dict) -> bytes:
   clean = {
     key: None
     if isinstance(value, float) and not math.isfinite(value)
     else value
     for key, value in row.items()
   }
-  with path.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(clean, ensure_ascii=False) + '\n')
+  return json.dumps(clean, ensure_ascii=False).encode() + b'\n'
 
 
-def keep_lines_up_to(path: pathlib.Path, step: int) -> None:
-  """Drops lines of steps after `step`, and a last line cut by a crash.
-
-  A run killed between checkpoints repeats the steps after the last one; this
-  keeps the file free of repeats.
+def kept_rows(path: pathlib.Path, last_step: int) -> list[dict]:
+  """Rows of steps up to `last_step`; without a last line cut by a crash.
 
   Raises:
     UserError: a line before the last is broken.
   """
   if not path.exists():
-    return
+    return []
   kept = []
   # Bytes, as text lines also end where JSON strings may hold U+2028. What
   # follows the last newline was cut.
   for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
     try:
-      row_step = json.loads(line)['step']
+      row = json.loads(line)
+      row_step = row['step']
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f'{path}:{number}: not a line of a run ({error}); mend it, or move the'
         ' file away'
       ) from error
-    if row_step <= step:
-      kept.append(line + b'\n')
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(b''.join(kept))
-  os.replace(partial, path)
+    if row_step <= last_step:
+      kept.append(row)
+  return kept
 
 
 class Writer:
   """Writes one run's metrics and samples under its workdir; the first host."""
 
   def __init__(self, workdir: pathlib.Path, *, start_step: int):
-    self._events = None
+    self.rows: list[dict] = kept_rows(workdir / 'metrics.jsonl', start_step)
+    self._files = {}
     if not hosts.is_first():
       return
-    self._metrics = workdir / 'metrics.jsonl'
-    self._samples = workdir / 'samples.jsonl'
-    for path in (self._metrics, self._samples):
-      keep_lines_up_to(path, start_step)
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start_step + 1
-    )
+    self._files = {
+      name: Lines(workdir / f'{name}.jsonl', last_step=start_step)
+      for name in ('metrics', 'samples')
+    }
+    self._folder = workdir / 'tensorboard'
+    self._events = self._rewritten(self._files['metrics'].rows)
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """One line of metrics.jsonl and one point per curve."""
-    if self._events is None:
-      return
-    append_json(self._metrics, {'step': step, **values})
-    for name, value in values.items():
-      if math.isfinite(value):
-        self._events.add_scalar(name, value, step)
+    if self._files:
+      row = {'step': step, 'time': time.time(), **values}
+      self._files['metrics'].add(row)
+      self._add_events(row)
 
   def sample(self, step: int, row: dict) -> None:
     """One rollout, in full."""
-    if self._events is None:
-      return
-    append_json(self._samples, {'step': step, **row})
+    if self._files:
+      self._files['samples'].add({'step': step, **row})
+
+  def sync(self) -> None:
+    """All lines on disk; OSError if they cannot be."""
+    for lines in self._files.values():
+      lines.sync()
 
   def close(self) -> None:
-    """Flushes the events file."""
-    if self._events is not None:
+    """Closes the events file."""
+    if self._files and self._events:
       self._events.close()
+
+  def _rewritten(self, rows):
+    """Events are metrics.jsonl once more; a crash may have cut them short."""
+    self._events = None
+    try:
+      shutil.rmtree(self._folder, ignore_errors=True)
+      self._folder.mkdir()
+      self._events = EventsWriter(str(self._folder / 'events'))
+    except OSError as error:
+      self._give_up(error)
+    for row in rows:
+      self._add_events(row)
+    return self._events
+
+  def _add_events(self, row):
+    if self._events is None:
+      return
+    try:
+      for name, value in row.items():
+        if isinstance(value, float) and math.isfinite(value) and name != 'time':
+          self._events.write_event(
+            event_pb2.Event(
+              summary=summary.scalar(name, value), step=row['step'],
+              wall_time=row['time'],
+            )
+          )  # fmt: skip
+      self._events.flush()
+    except OSError as error:
+      self._give_up(error)
+
+  def _give_up(self, error):
+    hosts.say(
+      f'warning: {self._folder} cannot be written ({error}); its curves are'
+      ' written again when the run continues'
+    )
+    self._events = None
 
 
 class Progress:

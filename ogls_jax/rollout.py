@@ -2,7 +2,8 @@
 
 Between programs the host reads three numbers and decides: drop rows that have
 ended once those that go on fit into half as many prompts, or half as many
-rollouts of every prompt; give a cache that is full half as much room again.
+rollouts of every prompt; give a cache that is full half as much room again; or
+just look around, as it does every few seconds.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ from ogls_jax.numerics import round_up
 
 # Tokens that a cache starts with room for, and a multiple of which it has.
 CACHE_TOKENS = 64
+# Of one program, so that a stop that is asked for is seen within seconds.
+MOST_TOKENS = 256
 # Below this a step costs as much as reading the weights, whatever the rows.
 MIN_ROWS = 8
 
@@ -87,6 +90,7 @@ def sampler_programs(
       rollouts,
       eos_ids=eos_ids,
       smaller=smaller,
+      most_tokens=MOST_TOKENS,
       unstacked=unstacked,
       **choice,
     )
@@ -229,7 +233,7 @@ def make_sampler(
         own = compact_cache(programs, own, is_done_BG, **sizes)
         prefix = programs.compact(prefix, is_done_BG, **sizes)
         rows = programs.compact(rows, is_done_BG, **sizes)
-      else:
+      elif num_tokens == own.num_slots:
         slots = more_slots(
           own.num_slots, first_slots=first_slots, max_tokens=max_tokens
         )

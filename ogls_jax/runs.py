@@ -8,7 +8,6 @@ import pathlib
 from ml_collections import config_dict
 
 from ogls_jax import build, warmup
-from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.json_file import read_json
 from ogls_jax.models.settings import DecoderSettings
@@ -59,7 +58,7 @@ def load_run(
   tokenizer = build.load_tokenizer_of(config)
   settings = build.decoder_settings(config, tokenizer.vocab_size)
   with contextlib.closing(
-    Checkpointer(workdir / 'checkpoints', keep=config.checkpoint.keep)
+    build.checkpointer(config, workdir / 'checkpoints')
   ) as checkpointer:
     steps = checkpointer.all_steps()
     if not steps and step is None:

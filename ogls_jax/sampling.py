@@ -4,7 +4,8 @@ A decode step costs what it reads, so it should read what is needed and no more:
 
   begin    reads each prompt once; all its rollouts share its keys and values
   decode   samples token by token, until the cache is full, every row has ended,
-           or so many have that the rest fits into half of the rows
+           so many have that the rest fits into half of the rows, or the host
+           wants to be asked
   compact  moves the rows that go on to the front, and drops the others
   room     is what every row's cache grows by
 
@@ -155,10 +156,13 @@ def decode(
   *,
   eos_ids: tuple[int, ...],
   smaller: list[tuple[int, int]],
+  most_tokens: int,
   unstacked: Unstacked | None = None,
   **choice,
 ) -> tuple[OwnCache, Rows, Rollouts, jax.Array]:
   """Samples until the cache is full, all rows ended, or one of `smaller` fits.
+
+  Or until so many tokens were sampled.
 
   A row ends with its first token in `eos_ids`, which counts towards its length,
   or at its limit, and is then truncated.
@@ -171,6 +175,7 @@ def decode(
     rollouts: gets what the rows have at the end, at their places.
     eos_ids: tokens that end a row.
     smaller: shapes from `smaller_shapes`.
+    most_tokens: of this call.
     unstacked: the decoder's; prefix and own are then tuples, too.
     **choice: as for `choose_tokens`.
 
@@ -179,7 +184,8 @@ def decode(
     a prompt, prompts with a running row if each shard of the rows had as many
     as that with the most.
   """
-  num_slots, num_shards = own.num_slots, num_row_shards()
+  num_shards = num_row_shards()
+  last = jnp.minimum(own.length + most_tokens, own.num_slots)
 
   def counts(is_done_BG):
     is_running_BG = ~is_done_BG
@@ -193,7 +199,7 @@ def decode(
     is_smaller = jnp.bool(False)
     for b, g in smaller:
       is_smaller |= (num_prompts <= b) & (most <= g)
-    return (own.length < num_slots) & (most > 0) & ~is_smaller
+    return (own.length < last) & (most > 0) & ~is_smaller
 
   def next_turns(own):
     return decoder.turns((prefix.length_B + own.length)[:, None])

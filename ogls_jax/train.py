@@ -21,10 +21,10 @@ from absl import flags
 from ml_collections import config_dict
 
 from ogls_jax import build, cli, data, evaluation, hosts, loop, warmup
-from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import UserError
 from ogls_jax.json_file import write_json
 from ogls_jax.mesh import make_mesh
+from ogls_jax.notice import StopNotice
 from ogls_jax.programs import make_programs, round_rules
 from ogls_jax.questions import load_questions
 from ogls_jax.runs import load_kd_teacher
@@ -44,6 +44,7 @@ def train(
   *,
   stop_after_steps: int = 0,
   profile_steps: int = 0,
+  notice: StopNotice | None = None,
 ) -> dict:
   """Runs both stages; returns what summary.json holds.
 
@@ -54,17 +55,19 @@ def train(
       for none. The same command then continues.
     profile_steps: so many updates, after the first two, are traced into
       `workdir`/profile; 0 for none.
+    notice: asks for a stop; None: nothing does.
 
   Raises:
     UserError: bad input, before anything compiles.
     FloatingPointError: a non-finite loss; the last checkpoint is intact.
-    Preempted: SIGTERM, on any host; all is saved and the same call continues.
+    Preempted: `notice` came; all is saved and the same call continues.
   """
-  values = json.loads(config.to_json())
+  values, notice = json.loads(config.to_json()), notice or StopNotice()
+  command = (config.to_json(), stop_after_steps, profile_steps)
   hosts.check_agree(
-    zlib.crc32(config.to_json().encode()),
-    '--config: the hosts have different configs; start all with the same'
-    ' command and the same code',
+    zlib.crc32(repr(command).encode()),
+    '--config: the hosts have different configs or flags; start all with the'
+    ' same command and the same code',
   )
   sizes = validate(config, jax.device_count())
   maker = build.load_maker(config)
@@ -82,7 +85,6 @@ def train(
     return json.loads((workdir / 'summary.json').read_text())
   mesh = make_mesh(dict(config.mesh))
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    notice = stack.enter_context(hosts.StopNotice())
     base = build.base_model(config, settings, mesh)
     teacher = None
     if config.method == 'kd':
@@ -118,10 +120,11 @@ def train(
       rules=round_rules(config, sizes.group_size, objective),
       is_sampled=sizes.is_sampled,
       grader=loop.closed_after(stack, Grader(config.data.task)),
+      notice=notice,
     )
     # On errors too: what was saved last must reach the disk.
     checkpointer = loop.closed_after(
-      stack, Checkpointer(workdir / 'checkpoints', keep=config.checkpoint.keep)
+      stack, build.checkpointer(config, workdir / 'checkpoints')
     )
     iterator = data.question_iterator(
       questions, batch_questions=config.rollouts.batch_questions,
@@ -136,7 +139,7 @@ def train(
     numbers = range(start + 1, last + 1)
     state = loop.run_steps(
       parts, state, counters, checkpointer, iterator, numbers,
-      profile_steps=profile_steps, notice=notice,
+      profile_steps=profile_steps,
     )  # fmt: skip
     if last < config.num_steps:
       hosts.say(f'stopped at step {last}; the same command continues')
@@ -187,12 +190,14 @@ def main() -> None:
   cli.start_hosts()
   if not flags.FLAGS.workdir:
     raise UserError('--workdir= must name a folder')
-  train(
-    config,
-    pathlib.Path(flags.FLAGS.workdir),
-    stop_after_steps=flags.FLAGS.stop_after_steps,
-    profile_steps=flags.FLAGS.profile_steps,
-  )
+  with StopNotice(cli.preempted_code()) as notice:
+    train(
+      config,
+      pathlib.Path(flags.FLAGS.workdir),
+      stop_after_steps=flags.FLAGS.stop_after_steps,
+      profile_steps=flags.FLAGS.profile_steps,
+      notice=notice,
+    )
 
 
 if __name__ == '__main__':

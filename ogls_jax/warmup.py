@@ -24,6 +24,7 @@ from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import Preempted, UserError
 from ogls_jax.json_file import write_json
 from ogls_jax.loss_masks import given_rollouts, make_loss_batch
+from ogls_jax.notice import StopNotice
 from ogls_jax.numerics import divide_metrics, round_up
 from ogls_jax.optimizer import make_optimizer, make_schedule
 from ogls_jax.prompts import PromptMaker
@@ -121,6 +122,10 @@ def _claim(folder):
   return folder.parent / 'warmup.json'
 
 
+def _checkpointer(config, folder):
+  return Checkpointer(folder, keep=1, verify=config.checkpoint.verify)
+
+
 def _schedule(config):
   return make_schedule(
     learning_rate=config.warmup.learning_rate,
@@ -154,8 +159,8 @@ def load_warm(
   if not _is_claimed(config, folder):
     raise UserError(f'there is no stage 1 in {folder}')
   _, state = _init(config, base, mesh)
-  with contextlib.closing(Checkpointer(folder, keep=1)) as checkpointer:
-    if checkpointer.latest_step() != config.warmup.num_steps:
+  with contextlib.closing(_checkpointer(config, folder)) as checkpointer:
+    if config.warmup.num_steps not in checkpointer.all_steps():
       raise UserError(f'{folder} does not hold a finished stage 1')
     state, _ = checkpointer.restore(config.warmup.num_steps, state)
   return build.Model(base.graphdef, state.params, base.frozen)
@@ -168,7 +173,7 @@ def warm_up(
   maker: PromptMaker,
   mesh,
   folder: pathlib.Path,
-  notice: hosts.StopNotice,
+  notice: StopNotice,
 ) -> build.Model:
   """Trains all of `base`, from the checkpoint in `folder` if there is one.
 
@@ -198,11 +203,11 @@ def warm_up(
   )
   with contextlib.ExitStack() as stack:
     checkpointer = stack.enter_context(
-      contextlib.closing(Checkpointer(folder, keep=1))
+      contextlib.closing(_checkpointer(config, folder))
     )
-    start = checkpointer.latest_step() or 0
-    if start:
-      state, position = checkpointer.restore(start, state)
+    start, found = 0, checkpointer.restore_newest(state)
+    if found:
+      start, state, position = found
       iterator.set_state(position['data'])
     elif w.workdir:
       hosts.say(f'no stage 1 in {folder}; training it there')
@@ -218,13 +223,17 @@ def warm_up(
       if pending is not None:
         _report(progress, number - 1, pending, began, start)
       pending = sums
-      is_asked = notice.is_reached(number)
+      is_asked = notice.is_asked()
       # Four saves bound what a crash costs.
       is_due = number % max(w.num_steps // 4, 1) == 0 or number == w.num_steps
       if is_due or is_asked:
         _report(progress, number, pending, began, start)
         pending = None
-        checkpointer.save(number, state, {'data': iterator.get_state()})
+        place = {'data': iterator.get_state()}
+        if is_asked or number == w.num_steps:
+          checkpointer.save_now(number, state, place, most_seconds=10.0)
+        else:
+          checkpointer.save(number, state, place)
       if is_asked:
         raise Preempted(f'warmup step {number} is saved')
   return build.Model(base.graphdef, state.params, base.frozen)

@@ -156,7 +156,7 @@ def test_hosts_with_different_configs_stop(tmp_path):
   )
   for code, text in ends(pair):
     assert code == cli.USER_ERROR_CODE
-    assert 'different configs' in text
+    assert 'different configs or flags' in text
   assert not (tmp_path / 'config.json').exists()
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
-  errors cache_dir json_file numerics batches mesh hosts
+  errors cache_dir json_file numerics batches mesh hosts notice
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
   answers
@@ -15,7 +15,7 @@ ORDER = """
   models.config_checks models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights models.known_sizes
   prompts token_choice sampling rollout hints teacher steering
-  loss loss_blocks loss_masks optimizer metrics checkpoint workdir step
+  loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir step
   validate questions build evaluation rounds warmup runs
   programs reporting profile loop cli train export
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips

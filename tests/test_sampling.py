@@ -19,7 +19,9 @@ PROMPTS = PromptBatch(
 WINDOWED = make_decoder(settings=dataclasses.replace(SETTINGS, windows=(6, 0)))
 
 
-def sample(prompts=PROMPTS, seed=0, decoder=None, limit_BG=None, **kwargs):
+def sample(
+  prompts=PROMPTS, seed=0, decoder=None, limit_BG=None, meanwhile=None, **kwargs
+):
   settings = {
     'group_size': 3,
     'max_tokens': 8,
@@ -30,7 +32,8 @@ def sample(prompts=PROMPTS, seed=0, decoder=None, limit_BG=None, **kwargs):
     decoder or make_decoder(), nnx.Param, ...
   )
   sampler = rollout.make_sampler(graphdef, **settings)
-  return sampler(params, frozen, prompts, jax.random.key(seed), limit_BG)
+  key = jax.random.key(seed)
+  return sampler(params, frozen, prompts, key, limit_BG, meanwhile)
 
 
 def test_sampled_log_probs_equal_scoring_log_probs():
@@ -294,3 +297,22 @@ def test_smaller_shapes(shape, min_rows, num_shards, has_single, expected):
     *shape, min_rows=min_rows, num_shards=num_shards, has_single=has_single
   )
   assert shapes == expected
+
+
+def test_the_host_is_asked_every_few_tokens(monkeypatch):
+  plain = jax.device_get(sample(max_tokens=30, cache_tokens=30))
+  monkeypatch.setattr(rollout, 'MOST_TOKENS', 4)
+  asked = []
+  asking = jax.device_get(
+    sample(max_tokens=30, cache_tokens=30, meanwhile=asked.append)
+  )
+  jax.tree.map(np.testing.assert_array_equal, plain, asking)
+  assert len(asked) == -(-plain.length_R.max() // 4) > 2
+
+
+def test_what_is_raised_meanwhile_ends_sampling():
+  def stop(_):
+    raise KeyError('stop')
+
+  with pytest.raises(KeyError):
+    sample(meanwhile=stop)

@@ -94,7 +94,7 @@ def test_a_run_leaves_what_the_docs_say(finished):
   }  # fmt: skip
   rows = read_rows(workdir / 'metrics.jsonl')
   assert [row['step'] for row in rows] == [1, 2, 3, 4]
-  assert all(set(row) == {'step', *reporting.METRICS} for row in rows)
+  assert all(set(row) == {'step', 'time', *reporting.METRICS} for row in rows)
   assert all(row['strength'] == 1.0 for row in rows)
   assert {row['step'] for row in read_rows(workdir / 'samples.jsonl')} == {
     1, 2, 4,
@@ -338,13 +338,15 @@ def test_a_start_that_fails_leaves_the_workdir_free(tmp_path):
 
 def test_lines_end_at_newlines_only(tmp_path):
   path = tmp_path / 'samples.jsonl'
-  metrics.append_json(path, {'step': 1, 'response': 'a\u2028b\u0085c'})
-  metrics.append_json(path, {'step': 2})
-  metrics.keep_lines_up_to(path, 1)
+  lines = metrics.Lines(path, last_step=0)
+  lines.add({'step': 1, 'response': 'a\u2028b\u0085c'})
+  lines.add({'step': 2})
+  assert path.read_bytes().count(b'\n') == 2
+  metrics.Lines(path, last_step=1)
   assert json.loads(path.read_text())['response'] == 'a\u2028b\u0085c'
   path.write_text('{"step": 1}\nbroken\n{"step": 2}\n')
   with pytest.raises(UserError, match='samples.jsonl:2'):
-    metrics.keep_lines_up_to(path, 2)
+    metrics.Lines(path, last_step=2)
 
 
 def test_a_bad_row_is_named_with_file_and_line(tmp_path):
