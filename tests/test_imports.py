@@ -15,7 +15,8 @@ ORDER = """
   models.config_checks models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights models.known_sizes
   prompts token_choice sampling rollout hints teacher steering
-  loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir step
+  loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
+  step
   validate questions build evaluation rounds warmup runs
   programs reporting profile loop cli train export
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips

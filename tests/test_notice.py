@@ -1,0 +1,137 @@
+"""Stops that are asked for, by signals that a process sends to itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ogls_jax import notice, rollout, rounds, train
+from ogls_jax.errors import Preempted
+from tests.small import tree_max_difference
+from tests.test_train import final_state, read_rows, small_config
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_a_signal_asks_and_handlers_come_back(number, capfd):
+  before = [signal.getsignal(each) for each in SIGNALS]
+  with notice.StopNotice() as stop:
+    assert not stop.is_asked()
+    stop.check()
+    os.kill(os.getpid(), number)
+    for _ in range(500):
+      if stop.is_asked():
+        break
+      time.sleep(0.01)
+    with pytest.raises(Preempted):
+      stop.check()
+  assert [signal.getsignal(each) for each in SIGNALS] == before
+  assert signal.set_wakeup_fd(-1) == -1
+  assert 'a second signal stops at once' in capfd.readouterr().err
+
+
+# Says that it is ready, then never comes to a check.
+BUSY = """
+import sys, time
+from ogls_jax import notice
+notice._MOST_SECONDS = {most_seconds}
+with notice.StopNotice(75) as stop:
+  {first}
+  print('ready', flush=True)
+  while True:
+    time.sleep(60)
+"""
+
+
+def busy(most_seconds, first='pass'):
+  return subprocess.Popen(
+    [sys.executable, '-c', BUSY.format(most_seconds=most_seconds, first=first)],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_a_second_signal_ends_at_once(number):
+  process = busy(100)
+  try:
+    process.stdout.readline()
+    process.send_signal(number)
+    assert 'stopping' in process.stderr.readline()
+    process.send_signal(number)
+    text = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + number
+    assert 'the last checkpoint is whole' in text
+  finally:
+    process.kill()
+
+
+def test_where_nothing_checks_the_process_ends_by_itself():
+  process = busy(1)
+  try:
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=20)[1]
+    assert process.returncode == 75
+    assert 'no point to stop at within 1 s' in text
+  finally:
+    process.kill()
+
+
+@pytest.fixture(scope='module')
+def config():
+  return small_config(
+    eval__num_questions=0, warmup__num_steps=0, checkpoint__every_steps=3
+  )
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run') / 'whole'
+  train.train(config, workdir)
+  return workdir
+
+
+@pytest.mark.parametrize(
+  ('place', 'saved'), [('after sampling', 2), ('while sampling', 1)]
+)
+def test_a_stopped_run_goes_on_as_if_nothing_was(
+  place, saved, config, whole, tmp_path, monkeypatch
+):
+  original, calls = rounds.sampled_round, []
+
+  def noticed(questions, sample, *rest):
+    calls.append(1)
+
+    def stopped(prompts, meanwhile):
+      def asked(so_far):
+        if len(calls) == 2 and place == 'while sampling':
+          os.kill(os.getpid(), signal.SIGTERM)
+          time.sleep(0.2)
+        meanwhile(so_far)
+
+      rollouts = sample(prompts, asked)
+      if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+      return rollouts
+
+    return original(questions, stopped, *rest)
+
+  monkeypatch.setattr(rounds, 'sampled_round', noticed)
+  monkeypatch.setattr(rollout, 'MOST_TOKENS', 4)
+  with (
+    notice.StopNotice() as stop,
+    pytest.raises(Preempted, match=f'step {saved} is saved'),
+  ):
+    train.train(config, tmp_path, notice=stop)
+  assert final_state(tmp_path)['step'] == saved
+  assert train.train(config, tmp_path)['num_steps'] == 4
+  assert tree_max_difference(final_state(whole), final_state(tmp_path)) == 0
+  samples = [read_rows(x / 'samples.jsonl') for x in (whole, tmp_path)]
+  assert samples[0] == samples[1]
+  steps = [row['step'] for row in read_rows(tmp_path / 'metrics.jsonl')]
+  assert steps == [1, 2, 3, 4]
