@@ -61,15 +61,16 @@ def plot(rows: dict[int, dict], path: pathlib.Path) -> None:
   _, panels = plt.subplots(1, 2, figsize=(9, 3.5))
   titles = {'distill': 'update', 'decode': 'a token of every rollout'}
   for panel, (name, title) in zip(panels, titles.items(), strict=True):
+    most = max(row[name]['longest'] for row in rows.values())
     for part in PARTS:
       values = [1e3 * row[name][part] for row in rows.values()]
       panel.plot(list(rows), values, marker='o', label=part)
     panel.set(
-      xscale='log', xticks=list(rows), xticklabels=list(rows), ylim=(0, None),
+      xscale='log', xticks=list(rows), xticklabels=list(rows), ylim=(0, 1300 * most),
       title=f'{title}, ms at the least', xlabel='chips (v5e)',
     )  # fmt: skip
     panel.minorticks_off()
-    panel.legend()
+    panel.legend(loc='upper center', ncols=3, frameon=False)
   plt.tight_layout()
   plt.savefig(path, dpi=120)
 
