@@ -66,8 +66,9 @@ def plot(rows: dict[int, dict], path: pathlib.Path) -> None:
       values = [1e3 * row[name][part] for row in rows.values()]
       panel.plot(list(rows), values, marker='o', label=part)
     panel.set(
-      xscale='log', xticks=list(rows), xticklabels=list(rows), ylim=(0, 1300 * most),
-      title=f'{title}, ms at the least', xlabel='chips (v5e)',
+      xscale='log', xticks=list(rows), xticklabels=list(rows),
+      ylim=(0, 1300 * most), title=f'{title}, ms at the least',
+      xlabel='chips (v5e)',
     )  # fmt: skip
     panel.minorticks_off()
     panel.legend(loc='upper center', ncols=3, frameon=False)
