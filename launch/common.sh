@@ -10,6 +10,15 @@ die() {
   exit "$BAD_INPUT"
 }
 
+# Dies where one of the flags of these names is no whole number.
+need_numbers() {
+  local key
+  for key; do
+    # 08 would be octal in (( )).
+    [[ ${!key} =~ ^(0|[1-9][0-9]*)$ ]] || die "--$key='${!key}' is not a whole number"
+  done
+}
+
 say() { echo "$(date '+%H:%M:%S') $*" >&2; }
 
 # The header of a script, from its second line to the first that is no comment.

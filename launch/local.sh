@@ -6,8 +6,8 @@
 # What follows -- goes to `python -m ogls_jax.train` as it is. Each process sees
 # all devices of the machine, so this is for CPUs: JAX_PLATFORMS=cpu unless it is
 # set, one device a process (XLA_FLAGS=--xla_force_host_platform_device_count=4
-# for four). When one process ends badly the others are ended, too; SIGTERM and
-# SIGINT go to all. The exit code is the first that is not 0.
+# for four). When one process ends badly the others are ended, too; SIGTERM goes
+# to all, and so does SIGINT, as SIGTERM. The exit code is the first that is not 0.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -41,8 +41,8 @@ fi
 
 pids=()
 signal() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
-trap 'signal TERM' TERM
-trap 'signal INT' INT
+# Background jobs of a script ignore SIGINT.
+trap 'signal TERM' TERM INT
 for ((n = 0; n < num; n++)); do
   "${common[@]}" "--process_id=$n" "$@" > >(sed -u "s/^/[$n] /") \
     2> >(sed -u "s/^/[$n] /" >&2) &
@@ -50,16 +50,19 @@ for ((n = 0; n < num; n++)); do
 done
 
 code=0
-for ((left = num; left; )); do
-  status=0
-  wait -n "${pids[@]}" || status=$?
-  alive=()
+while ((${#pids[@]})); do
+  # A trapped signal ends this as well, with everybody still there.
+  wait -n "${pids[@]}" || true
+  alive=() status=0
   for pid in "${pids[@]}"; do
-    kill -0 "$pid" 2>/dev/null && alive+=("$pid")
+    if kill -0 "$pid" 2>/dev/null; then
+      alive+=("$pid")
+    elif ((!status)); then
+      # Of each, as several may have ended together.
+      wait "$pid" || status=$?
+    fi
   done
-  # A trapped signal ends `wait` as well, with everybody still there.
-  ((${#alive[@]} == left)) && continue
-  left=${#alive[@]} pids=("${alive[@]}")
+  pids=("${alive[@]}")
   if ((status && !code)); then
     code=$status
     # After a notice all of them end by themselves, once they have saved.

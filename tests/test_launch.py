@@ -302,9 +302,26 @@ def test_the_manifest_restarts_all_but_bad_input(tmp_path):
   result = stage.run('gke/apply.sh', *(x for x in arguments if 'dry' not in x))
   assert result.returncode == 0
   assert stage.calls() == [['kubectl', 'apply', '-f', '-']]
-  wrong = [x.replace('4x8', '4x4') for x in arguments]
-  result = stage.run('gke/apply.sh', *wrong)
-  assert result.returncode == 2 and 'has 16 chips' in result.stderr
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--topology=2x4', '--topology=2x4 has 8 chips'),
+    ('--topology=4by4', "--topology='4by4' is not AxB"),
+    ('--topology=16', "--topology='16' is not AxB"),
+    ('--topology=a[$(touch pwned)]', 'is not AxB'),
+    ('--hosts=four', "--hosts='four' is not a whole number"),
+    ('--max_restarts=08', "--max_restarts='08' is not a whole number"),
+  ],
+)
+def test_a_bad_flag_of_gke_is_one_line(tmp_path, flag, message):
+  stage = Stage(tmp_path)
+  given = ['--name=n', '--image=i', '--claim=c', flag, *GIVEN]
+  result = stage.run('gke/apply.sh', *given)
+  assert result.returncode == 2 and message in result.stderr
+  assert len(result.stderr.splitlines()) == 1 and stage.calls() == []
+  assert not pathlib.Path('pwned').exists()
 
 
 @pytest.mark.parametrize('code', [0, 1, 2, 75])
@@ -315,7 +332,7 @@ def test_slurm_requeues_after_a_notice_alone(tmp_path, code):
   )
   assert result.returncode == code
   srun, *rest = stage.calls()
-  assert srun[:2] == ['srun', '--kill-on-bad-exit=1']
+  assert srun[:2] == ['srun', '--kill-on-bad-exit=0']
   assert srun[-len(ODD) :] == ODD
   assert rest == ([['scontrol', 'requeue', '7']] if code == 75 else [])
 
@@ -324,7 +341,8 @@ def test_slurm_requeues_after_a_notice_alone(tmp_path, code):
 TRAINING = """#!{python}
 import json, signal, sys, time
 n = next(int(x.split('=')[1]) for x in sys.argv if x.startswith('--process_id'))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit({after_signal}))
+if {after_signal}:
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit({after_signal}))
 print(json.dumps(sys.argv[1:]), flush=True)
 codes = {codes}
 if codes[n] is None:
@@ -333,7 +351,7 @@ sys.exit(codes[n])
 """
 
 
-def local(tmp_path, codes, after_signal=143):
+def local(tmp_path, codes, after_signal=143, **environment):
   path = tmp_path / 'python'
   path.write_text(
     TRAINING.format(
@@ -341,10 +359,17 @@ def local(tmp_path, codes, after_signal=143):
     )
   )
   path.chmod(0o755)
+  # bash cannot trap what was ignored when it started, as in a script's `&`.
+  script = (
+    'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);'
+    'os.execv(sys.argv[1], sys.argv[1:])'
+  )
+  command = [str(LAUNCH / 'local.sh'), str(len(codes)), '--', *ODD]
   return subprocess.Popen(
-    [str(LAUNCH / 'local.sh'), str(len(codes)), '--', *ODD],
-    env=os.environ | {'PYTHON': str(path)},
+    [sys.executable, '-c', script, *command],
+    env=os.environ | {'PYTHON': str(path)} | environment,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    start_new_session=True,
   )  # fmt: skip
 
 
@@ -367,6 +392,26 @@ def test_local_ends_the_rest_when_one_dies(tmp_path, code):
   began = time.monotonic()
   process.communicate(timeout=30)
   assert process.returncode == code and time.monotonic() - began < 20
+
+
+def test_local_keeps_the_code_of_two_that_end_together(tmp_path):
+  # A `wait` that returns one process once all of them have ended.
+  hook = tmp_path / 'hook.sh'
+  hook.write_text('wait() { [[ $1 != -n ]] || sleep 1; builtin wait "$@"; }')
+  process = local(tmp_path, [0, 3], BASH_ENV=str(hook))
+  process.communicate(timeout=30)
+  assert process.returncode == 3
+
+
+def test_local_ends_at_an_interrupt(tmp_path):
+  process = local(tmp_path, [None, None], after_signal=None)
+  for _ in range(2):
+    process.stdout.readline()
+  began = time.monotonic()
+  # As a terminal sends it: to the script and to all that it started.
+  os.killpg(process.pid, signal.SIGINT)
+  process.communicate(timeout=30)
+  assert process.returncode == 143 and time.monotonic() - began < 20
 
 
 def test_local_passes_a_notice_on_and_says_so(tmp_path):

@@ -40,9 +40,8 @@ done
 for key in name image claim; do
   [[ ${!key} ]] || die "--$key= is missing; see launch/gke/apply.sh --help"
 done
-for key in hosts chips_per_host max_restarts; do
-  [[ ${!key} =~ ^[0-9]+$ ]] || die "--$key='${!key}' is not a number"
-done
+need_numbers hosts chips_per_host max_restarts
+[[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || die "--topology='$topology' is not AxB or AxBxC, such as 4x4 or 2x2x4"
 (($#)) || die 'nothing follows --: give --config=FILE --workdir=/mnt/ogls/FOLDER'
 
 chips=$((${topology//x/*}))
