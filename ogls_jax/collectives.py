@@ -12,35 +12,67 @@ COLLECTIVES = (
   'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
   'collective-permute', 'ragged-all-to-all', 'collective-broadcast',
 )  # fmt: skip
+# A TPU program is that of one slice: what goes to others it sends to its host.
+_BETWEEN_SLICES = {
+  'ALL_GATHER': 'all-gather', 'ALL_REDUCE': 'all-reduce',
+  'REDUCE_SCATTER': 'reduce-scatter', 'ALL_TO_ALL': 'all-to-all',
+  'ONE_TO_ONE': 'collective-permute',
+}  # fmt: skip
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Attributes: kind of `COLLECTIVES`; how many chips take part; whether they
-  are of several slices."""
+  """Attributes: kind of `COLLECTIVES`; how many chips take part, or slices
+  where it is between slices; whether it is."""
 
   kind: str
   group_size: int
   is_between_slices: bool
 
 
+def kind_of(each: hlo.Instruction) -> str:
+  """Of `COLLECTIVES`; '' where it is none.
+
+  Raises:
+    ValueError: it is one between slices, of no kind that is known here.
+  """
+  if each.opcode != 'send':
+    kind = each.opcode.removesuffix('-start')
+    return kind if kind in COLLECTIVES else ''
+  found = _TRANSFER.search(each.attributes)
+  if found and found[1] not in _BETWEEN_SLICES:
+    raise ValueError(f'cannot read {found[0]} of %{each.name}')
+  return _BETWEEN_SLICES[found[1]] if found else ''
+
+
 def links_of(
-  each: hlo.Instruction, within: hlo.Computation, slice_of: tuple[int, ...]
+  each: hlo.Instruction,
+  within: hlo.Computation,
+  *,
+  num_partitions: int,
+  num_slices: int,
 ) -> tuple[Collective, float]:
-  """(what it is, bytes that pass a chip's links).
+  """(what it is, bytes that pass a chip's links or its share of the network).
 
   Args:
     each: a collective, or its start.
     within: where it stands.
-    slice_of: the slice of each partition; empty where there is one slice.
+    num_partitions: of the program, which is that of one slice.
+    num_slices: all of which take part in what is between slices.
   """
-  kind = each.opcode.removesuffix('-start')
-  size, is_between = _group(each, slice_of)
+  kind, is_between = kind_of(each), each.opcode == 'send'
+  size = num_slices
+  if not is_between:
+    size = max(map(len, groups_of(each)), default=num_partitions)
   sent = sum(
     array.num_bytes for op in within.operands_of(each) for array in op.arrays
   )
-  gathered = sum(array.num_bytes for array in results_of(each))
-  # Where the chips of a group form a ring.
+  # Of a send the result is what is sent.
+  gathered = size * sent
+  if not is_between:
+    gathered = sum(array.num_bytes for array in results_of(each))
+  # Where the members of a group form a ring.
   share = (size - 1) / size
   passed = {
     'all-gather': share * gathered,
@@ -55,20 +87,12 @@ def links_of(
 
 
 def results_of(each: hlo.Instruction) -> tuple[hlo.Array, ...]:
-  """Those of its start hold the operands as well."""
+  """Those of its start hold the operands as well; a send has none."""
+  if each.opcode == 'send':
+    return ()
   if each.opcode in ('all-gather-start', 'collective-permute-start'):
     return each.arrays[len(each.operands) : 2 * len(each.operands)]
   return each.arrays
-
-
-def _group(each, slice_of) -> tuple[int, bool]:
-  groups = groups_of(each)
-  if not groups:
-    return max(len(slice_of), 1), len(set(slice_of)) > 1
-  is_between = bool(slice_of) and any(
-    len({slice_of[member] for member in group}) > 1 for group in groups
-  )
-  return max(map(len, groups)), is_between
 
 
 def groups_of(each: hlo.Instruction) -> list[list[int]]:

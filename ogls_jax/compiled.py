@@ -121,8 +121,7 @@ class Compiler:
     self.programs: list[Program] = []
     self.cache_bytes = 0
     devices = mesh.devices.flat
-    slices = tuple(getattr(device, 'slice_index', 0) for device in devices)
-    self._slice_of = slices if len(set(slices)) > 1 else ()
+    self._num_slices = len({getattr(d, 'slice_index', 0) for d in devices})
 
   @property
   def held(self) -> Held:
@@ -172,7 +171,7 @@ class Compiler:
         limit_bytes=None,
         costs=program_cost.count(
           text,
-          slice_of=self._slice_of,
+          num_slices=self._num_slices,
           part_of=part_of if name == 'distill' else lambda _: name,
         ),
         compile_seconds=time.monotonic() - began,

@@ -109,6 +109,7 @@ class Computation:
 class Module:
   """A program; `entry` names the computation that runs first."""
 
+  num_partitions: int  # over which SPMD partitioning spread it
   entry: str
   computations: dict[str, Computation]
 
@@ -132,7 +133,8 @@ def parse(text: str) -> Module:
       rows.append(_instruction(line[found.end() :], found[2], bool(found[1])))
   if entry is None:
     raise ValueError('no ENTRY computation in the text of the program')
-  return Module(entry, computations)
+  found = re.search(r'^HloModule .*, num_partitions=(\d+)', text)
+  return Module(int(found[1]) if found else 1, entry, computations)
 
 
 def _whole_lines(text: str) -> list[str]:

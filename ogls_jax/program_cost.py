@@ -32,7 +32,8 @@ class Cost:
   Attributes:
     flops: of matrix products, two for a multiply-add.
     num_bytes: to and from the main memory.
-    collectives: (how often, bytes that pass a chip's links) of each.
+    collectives: (how often, bytes that pass a chip's links or, between slices,
+      its share of the network) of each.
     unknown: what could not be counted, with how often it runs: loops whose trip
       count depends on data, taken to run once, and kernels that do not say
       their flops.
@@ -65,7 +66,7 @@ Costs = dict[str, Cost]
 def count(
   text: str,
   *,
-  slice_of: tuple[int, ...] = (),
+  num_slices: int = 1,
   part_of: Callable[[str], str] = lambda op_name: '',
 ) -> Costs:
   """The cost of a program, by part.
@@ -74,12 +75,12 @@ def count(
 
   Args:
     text: `compiled.as_text()`.
-    slice_of: the slice of each partition; empty where there is one slice.
+    num_slices: that the program runs on.
     part_of: the part of an instruction by its `op_name`, which has the
       `jax.named_scope`s around it; '' where XLA gives it none.
   """
   module = hlo.parse(text)
-  return _Counter(module, slice_of, part_of).of_computation(module.entry)
+  return _Counter(module, num_slices, part_of).of_computation(module.entry)
 
 
 def total(costs: Costs) -> Cost:
@@ -98,8 +99,8 @@ def _add(costs: Costs, others: Costs, times: float = 1.0) -> None:
 class _Counter:
   """Costs of the computations of one module, each walked once."""
 
-  def __init__(self, module: hlo.Module, slice_of, part_of):
-    self._module, self._slice_of = module, slice_of
+  def __init__(self, module: hlo.Module, num_slices, part_of):
+    self._module, self._num_slices = module, num_slices
     self._part_of = part_of
     self.of_computation = functools.cache(self._of_computation)
 
@@ -119,20 +120,21 @@ class _Counter:
     for each in inner.instructions:
       if each.opcode == 'fusion':
         self._add_fused_collectives(costs, each, channels)
-      kind = each.opcode.removesuffix('-start')
       channel = each.attribute('channel_id')
-      if kind in links.COLLECTIVES and not (channel and channel in channels):
+      if links.kind_of(each) and not (channel and channel in channels):
         channels.add(channel)
         cost = self._of_links(each, inner)
         _add(costs, {self._part_of(each.op_name or fusion.op_name): cost})
 
   def _of_links(self, each: hlo.Instruction, within) -> Cost:
-    collective, passed = links.links_of(each, within, self._slice_of)
+    collective, passed = links.links_of(
+      each, within, num_partitions=self._module.num_partitions,
+      num_slices=self._num_slices,
+    )  # fmt: skip
     return Cost(collectives={collective: (1.0, passed)})
 
   def _of_instruction(self, each: hlo.Instruction, within) -> Costs:
     cost, opcode = Cost(), each.opcode
-    kind = opcode.removesuffix('-start')
     if opcode in _FREE or opcode.endswith(('-done', '-update')):
       return {}
     if opcode == 'while':
@@ -144,7 +146,7 @@ class _Counter:
       return self.of_computation(name)
     if opcode == 'fusion':
       return self._of_fusion(each, within)
-    if kind in links.COLLECTIVES:
+    if links.kind_of(each):
       cost = self._of_links(each, within)
       cost.num_bytes = sum(
         hlo_bytes.of_arrays(op.arrays) for op in within.operands_of(each)
@@ -211,9 +213,13 @@ def _add_kernel(cost: Cost, each: hlo.Instruction, within) -> None:
 
 
 def by_kind(cost: Cost) -> dict[str, tuple[float, float]]:
-  """(how often, bytes) of the collectives of each kind."""
+  """(how often, bytes) of the collectives of each kind.
+
+  What is between slices is a kind of its own: `all-reduce between slices`.
+  """
   found = collections.defaultdict(lambda: (0.0, 0.0))
   for collective, (times, num_bytes) in cost.collectives.items():
-    old_times, old_bytes = found[collective.kind]
-    found[collective.kind] = (old_times + times, old_bytes + num_bytes)
+    kind = collective.kind + ' between slices' * collective.is_between_slices
+    old_times, old_bytes = found[kind]
+    found[kind] = (old_times + times, old_bytes + num_bytes)
   return dict(found)

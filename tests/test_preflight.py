@@ -75,6 +75,26 @@ def test_two_slices_share_no_layer():
 
 
 @needs_libtpu
+def test_two_slices_exchange_a_gradient():
+  found = run('--json', '--num_slices=2', '--config.mesh.fsdp=4')
+  assert found.returncode == 0, found.stderr[-2000:]
+  report = json.loads(found.stdout)
+  assert report['num_chips'] == 8
+  assert report['mesh'] == {'data': 2, 'fsdp': 4, 'model': 1}
+  parts = report['programs'][-1]['parts'].values()
+  sent = sum(
+    num_bytes
+    for part in parts
+    for kind, (_, num_bytes) in part['collectives'].items()
+    if kind.endswith(' between slices')
+  )
+  # Each chip's quarter of the gradient, as large as its quarter of the weights.
+  assert 1.0 < sent / report['held_bytes']['weights'] < 1.2
+  seconds = sum(part['seconds']['links'] for part in parts)
+  assert seconds > sent / chips.CHIPS['v5e'].network_rate
+
+
+@needs_libtpu
 def test_a_large_run_does_not_fit():
   found = run('--config.rollouts.max_tokens=400000')
   assert found.returncode == preflight.DOES_NOT_FIT_CODE, found.stderr[-2000:]
