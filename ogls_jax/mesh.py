@@ -81,9 +81,13 @@ def make_mesh(axis_sizes: dict[str, int], devices=None) -> Mesh:
   num_slices = len(
     {getattr(device, 'slice_index', 0) * is_tpu for device in devices}
   )
+  # An axis may take a part of a torus dim, where whole ones do not make it up.
+  options = {'allow_split_physical_axes': True}
   if num_slices == 1:
-    shape = tuple(sizes.values())
-    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, **options
+    )
+    return Mesh(grid, AXES, axis_types=axis_types)
   if sizes['data'] % num_slices:
     raise UserError(
       f'mesh.data = {sizes["data"]} must be a multiple of the {num_slices}'
@@ -92,7 +96,7 @@ def make_mesh(axis_sizes: dict[str, int], devices=None) -> Mesh:
     )
   within = {**sizes, 'data': sizes['data'] // num_slices}
   grid = mesh_utils.create_hybrid_device_mesh(
-    tuple(within.values()), (num_slices, 1, 1), devices
+    tuple(within.values()), (num_slices, 1, 1), devices, **options
   )
   return Mesh(grid, AXES, axis_types=axis_types)
 

@@ -1,4 +1,8 @@
 import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -50,3 +54,33 @@ def test_an_axis_that_does_not_divide_a_weight_is_named():
     UserError, match='mesh.model = 2 does not divide the vocabulary, 107'
   ):
     mesh.shardings_of(params, grid)
+
+
+ON_TOPOLOGIES = """
+from ogls_jax import mesh, preflight
+for topology, num_slices, sizes in (
+  ('v6e:4x4', 1, (2, 8, 1)), ('v6e:4x8', 1, (2, 16, 1)),
+  ('v5p:4x4x4', 1, (2, 32, 1)), ('v5p:4x4x4', 1, (-1, 8, 2)),
+  ('v5e:4x4', 2, (4, 8, 1)), ('v6e:4x4', 2, (2, 8, 2)),
+):
+  devices = preflight.find_slice(topology, num_slices).devices
+  grid = mesh.make_mesh(dict(zip(mesh.AXES, sizes)), devices)
+  assert set(grid.devices.flat) == set(devices)
+  per_slice = grid.devices.reshape(num_slices, -1)
+  for number, members in enumerate(per_slice):
+    found = {getattr(device, 'slice_index', 0) for device in members}
+    assert found == {number}
+"""
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason='needs the TPU compiler: pip install libtpu',
+)
+def test_axes_may_split_the_dims_of_a_torus():
+  # A process of its own: libtpu keeps what it was started with.
+  found = subprocess.run(
+    [sys.executable, '-c', ON_TOPOLOGIES], capture_output=True, text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'}, check=False,
+  )  # fmt: skip
+  assert found.returncode == 0, found.stderr[-2000:]
