@@ -8,6 +8,8 @@ from ml_collections import config_dict
 from ogls_jax.errors import UserError
 
 Overrides = dict[str, object]
+# As they are compiled.
+_ORDER = ('begin', 'place', 'decode', 'compact', 'distill')
 # Of one key: so often halved or doubled.
 _MOST_STEPS = 4
 
@@ -19,8 +21,8 @@ def find(
 ) -> Overrides | None:
   """Changes with which all programs fit; None if there are none among ours.
 
-  The first program that does not fit gets the mildest change with which it
-  does; then the next that does not.
+  The first program that does not fit gets the mildest change with which it and
+  all before it do; then the next that does not.
 
   Args:
     config: that does not fit.
@@ -36,7 +38,7 @@ def find(
         found = try_out(with_overrides(config, trial), trial)
       except UserError:
         continue  # e.g. questions that no longer divide by the devices
-      if found != misfit:
+      if not found or _ORDER.index(found) > _ORDER.index(misfit):
         chosen, misfit = trial, found
         break
     else:

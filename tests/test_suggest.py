@@ -37,6 +37,16 @@ def test_each_program_gets_the_mildest_change_that_is_enough():
   assert config.rollouts.max_tokens == 8192
 
 
+def test_a_change_is_none_that_an_earlier_program_has_no_room_for():
+  def try_out(config, overrides):
+    if config.mesh.fsdp == -1:
+      return 'place'
+    return 'compact' if config.rollouts.max_tokens > 4096 else ''
+
+  found = suggest.find(default.get_config(), 'compact', try_out)
+  assert found == {'rollouts.max_tokens': 4096}
+
+
 def test_none_where_nothing_helps():
   try_out, tried = small_enough({'decode': 1, 'distill': 1})
   assert suggest.find(default.get_config(), 'decode', try_out) is None
