@@ -156,8 +156,7 @@ def own_of(questions: list, mesh: Mesh) -> list:
 def put_rows(tree, mesh: Mesh):
   """Places host arrays whose first dim is this process's rows, in order.
 
-  Arrays of no dims are the same everywhere. What is on devices already stays
-  where it is.
+  What is on devices already stays where it is.
   """
   is_here_S = _holders(mesh)[1]
   place_S = np.cumsum(is_here_S) - 1
@@ -165,12 +164,9 @@ def put_rows(tree, mesh: Mesh):
   def put(array):
     if isinstance(array, jax.Array):
       return array
-    spec = PartitionSpec(ROW_AXES if array.ndim else None)
-    sharding = NamedSharding(mesh, spec)
+    sharding = NamedSharding(mesh, PartitionSpec(ROW_AXES))
     if is_here_S.all():
       return jax.device_put(array, sharding)
-    if not array.ndim:
-      return jax.make_array_from_callback((), sharding, lambda _: array)
     per_shard = len(array) // is_here_S.sum()
 
     def part(index):
