@@ -8,7 +8,7 @@ import numpy as np
 from ogls_jax import hosts
 from ogls_jax.answers import Answers
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
-from ogls_jax.questions import uids_of
+from ogls_jax.questions import own_questions
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
@@ -65,10 +65,8 @@ def evaluate(
   for start in range(0, len(questions), batch_questions):
     chunk = questions[start : start + batch_questions]
     filled = chunk + [chunk[0]] * (batch_questions - len(chunk))
-    own = hosts.own_of(filled, mesh)
-    prompts = make_prompt_batch(
-      own, uids_of(own), maker, bucket_tokens=bucket_tokens
-    )
+    own, uids = own_questions(filled, mesh)
+    prompts = make_prompt_batch(own, uids, maker, bucket_tokens=bucket_tokens)
     rollouts = hosts.take_rows(sample(hosts.put_rows(prompts, mesh)))
     if not np.isfinite(rollouts.log_prob_RT).all():
       raise FloatingPointError(

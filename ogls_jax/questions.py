@@ -4,9 +4,10 @@ import collections
 import logging
 import zlib
 
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from ogls_jax import data
+from ogls_jax import data, hosts
 from ogls_jax.errors import UserError
 from ogls_jax.prompts import PromptMaker, check_prompt_lengths
 from ogls_jax.tasks import arithmetic
@@ -88,6 +89,16 @@ def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
   if question.solution is None and answer_as_solution:
     return rf'\boxed{{{question.answer}}}'
   return question.solution
+
+
+def own_questions(
+  questions: list[Question], mesh: Mesh
+) -> tuple[list[Question], list[int]]:
+  """This process's questions of a batch, and what `uids_of` calls them.
+
+  The names are those within the whole batch, however many hosts share it.
+  """
+  return hosts.own_of(questions, mesh), hosts.own_of(uids_of(questions), mesh)
 
 
 def uids_of(questions: list[Question]) -> list[int]:

@@ -13,7 +13,7 @@ from ogls_jax.answers import Answers
 from ogls_jax.batches import LossBatch
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
-from ogls_jax.questions import solution_of, uids_of
+from ogls_jax.questions import own_questions, solution_of
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
@@ -71,8 +71,7 @@ def sampled_round(
     mesh: where the batch goes.
     grader: of the task.
   """
-  questions = hosts.own_of(questions, mesh)
-  uids = uids_of(questions)
+  questions, uids = own_questions(questions, mesh)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
   )
@@ -198,8 +197,7 @@ def solution_round(
   questions: list[Question], maker: PromptMaker, rules: RoundRules, mesh
 ) -> Round:
   """The dataset's solutions in place of rollouts (sft, offline kd)."""
-  questions = hosts.own_of(questions, mesh)
-  uids = uids_of(questions)
+  questions, uids = own_questions(questions, mesh)
   prompts = make_prompt_batch(
     questions, uids, maker, bucket_tokens=rules.bucket_tokens
   )

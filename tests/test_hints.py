@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from ogls_jax import hints as hints_lib
-from ogls_jax import programs, rounds
+from ogls_jax import hosts, programs, rounds
 from ogls_jax import prompts as prompts_lib
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import single_device_mesh
-from ogls_jax.questions import uids_of
+from ogls_jax.questions import own_questions, uids_of
 from ogls_jax.step import Objective
 from ogls_jax.tasks.question import Question
 from tests.test_train import small_config
@@ -214,6 +214,17 @@ def test_a_question_that_comes_twice_in_a_batch_has_two_names():
   uids = uids_of([a, b, a, a])
   assert len(set(uids)) == 4
   assert uids_of([b, a]) == [uids[1], uids[0]]
+
+
+def test_that_holds_where_two_hosts_share_the_batch(monkeypatch):
+  a, b, c = (Question(name, '1', '1') for name in 'abc')
+  batch, found = [a, b, c, a], []
+  for rows in ([0, 1], [2, 3]):
+    monkeypatch.setattr(hosts, 'own_rows', lambda num, mesh, rows=rows: rows)
+    own, uids = own_questions(batch, None)
+    assert own == [batch[row] for row in rows]
+    found += uids
+  assert found == uids_of(batch) and len(set(found)) == 4
 
 
 def test_a_kd_teacher_reads_its_own_prompt(maker):
