@@ -1,10 +1,11 @@
 """The programs of a training step, compiled from shapes, and what they need.
 
-begin    reads the prompts (sampling's prefill)
-place    the weights as decoding wants them, where `fsdp` shares them out
-decode   one token for every row, at the first and at the largest cache
-compact  half of the rows of the cache's largest part
+Those of `compiled_sampling`, then
+
 distill  teacher, loss, gradient and update, or the method's own
+
+then, where an evaluation's sizes are not those of training, its sampling, with
+`eval` before the names.
 """
 
 import dataclasses
@@ -17,10 +18,14 @@ from collections.abc import Callable
 import jax
 from ml_collections import config_dict
 
-from ogls_jax import build, program_cost, rollout, sampling, shapes
-from ogls_jax.mesh import num_row_shards, num_shards_of
+from ogls_jax import build, program_cost, shapes
+from ogls_jax.compiled_sampling import compile_sampling
 from ogls_jax.models.settings import DecoderSettings
-from ogls_jax.programs import make_programs
+from ogls_jax.programs import (
+  evaluation_options,
+  make_programs,
+  rollout_options,
+)
 from ogls_jax.step_parts import part_of
 from ogls_jax.validate import Sizes
 
@@ -30,7 +35,7 @@ class Program:
   """One compiled program, per device; bytes and seconds.
 
   Attributes:
-    name: of the list above.
+    name: of the lists in this file and `compiled_sampling`.
     slots: of the cache, where it has one.
     peak_bytes: at its worst moment, arguments included; where it does not fit,
       what the compiler says that it needs.
@@ -136,10 +141,18 @@ class Compiler:
 
   def compile_all(self) -> None:
     """Fills `programs`, up to the first that does not fit by itself."""
+    c = self._config
+    training, evaluation = None, None
+    if self._sizes.is_sampled:
+      training = (c.rollouts.batch_questions, rollout_options(c))
+    if c.eval.num_questions:
+      evaluation = (c.eval.batch_questions, evaluation_options(c))
     try:
-      if self._sizes.is_sampled:
-        self._sampling()
+      if training:
+        self._sampling(*training)
       self._distill()
+      if evaluation and not has_same_sizes(training, evaluation):
+        self._sampling(*evaluation, prefix='eval ')
     except DoesNotFitError:
       pass
 
@@ -186,74 +199,23 @@ class Compiler:
       f' {program.peak_bytes / 2**30:.2f} GiB'
     )
 
-  def _sampling(self) -> None:
-    c = self._config
-    max_tokens, first = c.rollouts.max_tokens, rollout.CACHE_TOKENS
-    first = min(first, max_tokens)
-    jitted = rollout.sampler_programs(
-      self.student.graphdef,
-      group_size=c.rollouts.group_size,
-      max_tokens=max_tokens,
-      eos_ids=(0,),
-      num_slots=first,
-      is_unstacked=False,
-      temperature=c.rollouts.temperature,
-      top_k=c.rollouts.top_k,
-      top_p=c.rollouts.top_p,
-      min_p=c.rollouts.min_p,
+  def _sampling(self, num_prompts, options, prefix=''):
+    num_bytes = compile_sampling(
+      lambda name, *args, **kwargs: self._run(prefix + name, *args, **kwargs),
+      self.student,
+      shapes.prompt_batch(self._config, self.mesh, num_prompts),
+      self.state.key,
+      lasting=(self.base.params, self.state),
+      **options,
     )
-    model = (self.student.params, self.student.frozen)
-    lasting = (self.base.params, self.state)
-    prefix, own, rows, rollouts = self._run(
-      'begin', jitted.begin, *model, shapes.prompt_batch(c, self.mesh),
-      self.state.key, None, slots=first, live=lasting,
-    )  # fmt: skip
-    live = (lasting, prefix, own, rows, rollouts)
-    if num_shards_of('fsdp') > 1:
-      model = self._run('place', jitted.place, *model, live=live)
-      lasting = (lasting, model)
-    if first < max_tokens:
-      self._decode(jitted, model, lasting, prefix, own, rows, rollouts)
-    while own.num_slots < max_tokens:
-      slots = rollout.more_slots(
-        own.num_slots, first_slots=first, max_tokens=max_tokens
-      )
-      own, rows = _with_room(own, rows, slots)
-    self.cache_bytes = shapes.bytes_per_device((prefix, own))
-    smaller = self._decode(jitted, model, lasting, prefix, own, rows, rollouts)
-    if smaller:
-      num_prompts, size = smaller[0]
-      parts = [*own.earlier, (own.key_LBHGKT, own.value_LBHGTK)]
-      largest = max(parts, key=shapes.bytes_per_device)
-      self._run(
-        'compact', jitted.compact, largest, rows.is_done_BG,
-        num_prompts=num_prompts, group_size=size, slots=own.num_slots,
-        live=(lasting, prefix, own, rows, rollouts),
-      )  # fmt: skip
-
-  def _decode(self, jitted, model, lasting, prefix, own, rows, rollouts):
-    """The smaller shapes that it may stop for."""
-    smaller = tuple(
-      sampling.smaller_shapes(
-        *rows.is_done_BG.shape,
-        min_rows=rollout.MIN_ROWS * num_row_shards(),
-        num_shards=num_row_shards(),
-      )
-    )
-    self._run(
-      'decode', jitted.decode, *model, None, prefix, own, rows, rollouts,
-      smaller, slots=own.num_slots,
-      live=(lasting, prefix, own, rows, rollouts),
-    )  # fmt: skip
-    return smaller
+    self.cache_bytes = max(self.cache_bytes, num_bytes)
 
   def _distill(self) -> None:
     c = self._config
     objective = build.objective(c, eos_ids=(0,))
     programs = make_programs(
-      c, self.student, self.base, group_size=self._sizes.group_size,
-      objective=objective, eos_ids=(0,),
-    )  # fmt: skip
+      c, self.student, self.base, objective=objective, eos_ids=(0,)
+    )
     batch = shapes.loss_batch(
       c, objective, self.mesh, group_size=self._sizes.group_size
     )
@@ -264,23 +226,11 @@ class Compiler:
     )  # fmt: skip
 
 
-def _with_room(own, rows, num_slots: int):
-  """As `sampling.room` and `OwnCache.with_room` leave them."""
-
-  def resized(leaf, axis, size):
-    shape = list(leaf.shape)
-    shape[axis] = size
-    return jax.ShapeDtypeStruct(
-      tuple(shape), leaf.dtype, sharding=leaf.sharding
-    )
-
-  added = num_slots - own.num_slots
-  own = own.with_room(
-    resized(own.key_LBHGKT, -1, added), resized(own.value_LBHGTK, -2, added)
+def has_same_sizes(training, evaluation) -> bool:
+  """Of two (number of prompts, options of `make_sampler`), or None."""
+  if training is None:
+    return False
+  keys = ('group_size', 'max_tokens')
+  return training[0] == evaluation[0] and all(
+    training[1][key] == evaluation[1][key] for key in keys
   )
-  rows = dataclasses.replace(
-    rows,
-    response_BGT=resized(rows.response_BGT, -1, num_slots),
-    log_prob_BGT=resized(rows.log_prob_BGT, -1, num_slots),
-  )
-  return own, rows

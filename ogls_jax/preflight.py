@@ -160,7 +160,7 @@ def print_report(config, where: Slice, compiler: Compiler) -> None:
     'on each device, GiB: '
     + ', '.join(f'{name} {size / _GIB:.2f}' for name, size in held.items())
   )
-  layout = '{:8} {:>6} {:>10} {:>10} {:>8} {:>8}  {}'.format
+  layout = '{:12} {:>6} {:>10} {:>10} {:>8} {:>8}  {}'.format
   print(
     layout('program', 'slots', 'arguments', 'temporary', 'beside', 'peak', '')
   )
@@ -205,15 +205,16 @@ def _print_times(programs: list[Program], where: Slice) -> None:
 
 
 def _title(program: Program) -> str:
-  if program.name == 'decode':
-    return f'decode 1 of {program.slots}'
+  if program.name.endswith('decode'):
+    return f'{program.name} 1 of {program.slots}'
   return program.name
 
 
 def step_seconds(programs: list[Program], where: Slice) -> dict[str, float]:
   """Least seconds: of sampling as long as can be, of the update, of both.
 
-  A token's time is taken to grow with the cache in a straight line.
+  Evaluation is no part of them. A token's time is taken to grow with the cache
+  in a straight line.
   """
 
   def seconds(program):

@@ -23,12 +23,33 @@ class Programs:
   evaluate: Callable
 
 
+def rollout_options(config: config_dict.ConfigDict) -> dict:
+  """Of `make_sampler`, in training."""
+  r = config.rollouts
+  return dict(
+    group_size=r.group_size,
+    max_tokens=r.max_tokens,
+    temperature=r.temperature,
+    top_k=r.top_k,
+    top_p=r.top_p,
+    min_p=r.min_p,
+  )
+
+
+def evaluation_options(config: config_dict.ConfigDict) -> dict:
+  """The same, in evaluation."""
+  return dict(
+    group_size=config.eval.samples,
+    max_tokens=config.eval.max_tokens or config.rollouts.max_tokens,
+    temperature=config.eval.temperature,
+  )
+
+
 def make_programs(
   config: config_dict.ConfigDict,
   student: build.Model,
   teacher: build.Model,
   *,
-  group_size: int,
   objective: step.Objective,
   eos_ids: tuple[int, ...],
 ) -> Programs:
@@ -38,7 +59,6 @@ def make_programs(
     config: the run's.
     student: its params are trained.
     teacher: of the kind `base`.
-    group_size: rollouts of a question.
     objective: as from `build.objective`.
     eos_ids: tokens that end a rollout.
   """
@@ -56,20 +76,13 @@ def make_programs(
     ),
     rollout=step.make_rollout_step(
       student.graphdef,
-      group_size=group_size,
-      temperature=c.rollouts.temperature,
-      top_k=c.rollouts.top_k,
-      top_p=c.rollouts.top_p,
-      min_p=c.rollouts.min_p,
-      max_tokens=c.rollouts.max_tokens,
       eos_ids=eos_ids,
+      **rollout_options(c),
     ),
     evaluate=step.make_rollout_step(
       student.graphdef,
-      group_size=c.eval.samples,
-      temperature=c.eval.temperature,
-      max_tokens=c.eval.max_tokens or c.rollouts.max_tokens,
       eos_ids=eos_ids,
+      **evaluation_options(c),
     ),
   )
 

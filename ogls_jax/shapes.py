@@ -105,9 +105,11 @@ def _rows(mesh: Mesh):
   return row_array
 
 
-def prompt_batch(config: config_dict.ConfigDict, mesh: Mesh) -> PromptBatch:
+def prompt_batch(
+  config: config_dict.ConfigDict, mesh: Mesh, num_prompts: int
+) -> PromptBatch:
   """The longest prompts."""
-  num_prompts, array = config.rollouts.batch_questions, _rows(mesh)
+  array = _rows(mesh)
   width = round_up(config.prompt.max_tokens, config.prompt.bucket_tokens)
   return PromptBatch(
     tokens_BP=array(jnp.int32, num_prompts, width),
@@ -152,7 +154,7 @@ def loss_batch(
     )
   mask = array(jnp.bool_, num_rows, width)
   return LossBatch(
-    prompts=prompt_batch(config, mesh),
+    prompts=prompt_batch(config, mesh, num_prompts),
     response_RT=array(jnp.int32, num_rows, width),
     token_mask_RT=mask,
     tail_mask_RT=mask,

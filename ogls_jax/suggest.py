@@ -9,7 +9,8 @@ from ogls_jax.errors import UserError
 
 Overrides = dict[str, object]
 # As they are compiled.
-_ORDER = ('begin', 'place', 'decode', 'compact', 'distill')
+_SAMPLING = ('begin', 'place', 'decode', 'compact')
+_ORDER = (*_SAMPLING, 'distill', *(f'eval {name}' for name in _SAMPLING))
 # Of one key: so often halved or doubled.
 _MOST_STEPS = 4
 
@@ -62,9 +63,12 @@ def changes(
 
   What leaves the result of an update as it is comes first: other sharding, less
   kept for the backward pass, smaller microbatches. Then shorter sequences, then
-  fewer questions.
+  fewer questions. Of an evaluation, fewer questions at a time change nothing.
   """
-  is_update = program == 'distill'
+  is_update, is_evaluation = program == 'distill', program.startswith('eval ')
+  if is_evaluation:
+    for size in _halves(config.eval.batch_questions):
+      yield {'eval.batch_questions': size}
   questions = config.rollouts.batch_questions
   if config.mesh.fsdp != -1:
     yield {'mesh.data': 1, 'mesh.fsdp': -1, 'mesh.model': 1}
@@ -74,6 +78,10 @@ def changes(
     for size in _halves(questions):
       if questions // size > config.optimizer.num_microbatches:
         yield {'optimizer.num_microbatches': questions // size}
+  if is_evaluation:
+    for size in _halves(config.eval.max_tokens or config.rollouts.max_tokens):
+      yield {'eval.max_tokens': size}
+    return
   key = 'hints.max_tokens' if is_update else 'rollouts.max_tokens'
   sequence = config.hints if is_update else config.rollouts
   for size in _halves(sequence.max_tokens):

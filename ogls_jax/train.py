@@ -103,7 +103,6 @@ def train(
       config,
       student,
       teacher,
-      group_size=sizes.group_size,
       objective=objective,
       eos_ids=eos_ids,
     )

@@ -20,7 +20,7 @@ ORDER = """
   validate questions build evaluation rounds warmup runs
   programs reporting profile loop cli train export
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
-  step_parts shapes compiled suggest preflight
+  step_parts shapes compiled_sampling compiled suggest preflight
 """.split()  # noqa: SIM905 - the lines group what belongs together
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ogls_jax import chips, preflight
 from ogls_jax.collectives import Collective
+from ogls_jax.compiled import has_same_sizes
 from ogls_jax.errors import UserError
 from ogls_jax.models.known_sizes import known_settings
 from ogls_jax.program_cost import Cost
@@ -18,6 +19,10 @@ needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
   reason='needs the TPU compiler: pip install libtpu',
 )
+
+
+# Its programs would only take time.
+NOT_EVALUATED = '--config.eval.num_questions=0'
 
 
 def run(*flags, topology='v5e:2x2'):
@@ -34,7 +39,7 @@ def run(*flags, topology='v5e:2x2'):
 
 @needs_libtpu
 def test_a_small_run_fits():
-  found = run('--json', '--config.mesh.fsdp=4')
+  found = run('--json', '--config.mesh.fsdp=4', NOT_EVALUATED)
   assert found.returncode == 0, found.stderr[-2000:]
   report = json.loads(found.stdout)
   assert report['fits'] and report['num_chips'] == 4
@@ -55,7 +60,7 @@ def test_a_small_run_fits():
 @needs_libtpu
 def test_a_chip_of_two_devices():
   # Its compiler's programs cannot be read back the usual way.
-  found = run('--json', topology='TPU7x:2x2x1')
+  found = run('--json', NOT_EVALUATED, topology='TPU7x:2x2x1')
   assert found.returncode == 0, found.stderr[-2000:]
   report = json.loads(found.stdout)
   assert report['num_chips'] == 4 and report['mesh']['data'] == 8
@@ -76,7 +81,7 @@ def test_two_slices_share_no_layer():
 
 @needs_libtpu
 def test_two_slices_exchange_a_gradient():
-  found = run('--json', '--num_slices=2', '--config.mesh.fsdp=4')
+  found = run('--json', '--num_slices=2', '--config.mesh.fsdp=4', NOT_EVALUATED)
   assert found.returncode == 0, found.stderr[-2000:]
   report = json.loads(found.stdout)
   assert report['num_chips'] == 8
@@ -102,15 +107,58 @@ def test_a_large_run_does_not_fit():
 
 
 @needs_libtpu
+def test_an_evaluation_of_other_sizes_is_compiled_too():
+  flags = (
+    '--json', '--config.method=sft', '--config.eval.num_questions=8',
+    '--config.eval.batch_questions=16', '--config.eval.samples=8',
+  )  # fmt: skip
+  found = run(*flags, '--config.eval.max_tokens=400000')
+  assert found.returncode == preflight.DOES_NOT_FIT_CODE, found.stderr[-2000:]
+  report = json.loads(found.stdout)
+  assert {p['name']: p['fits'] for p in report['programs']} == {
+    'distill': True, 'eval begin': True, 'eval decode': False,
+  }  # fmt: skip
+  found = run(*flags, '--config.eval.max_tokens=96')
+  assert found.returncode == 0, found.stderr[-2000:]
+  report = json.loads(found.stdout)
+  names = [
+    'distill',
+    'eval begin',
+    'eval decode',
+    'eval decode',
+    'eval compact',
+  ]
+  assert [p['name'] for p in report['programs']] == names
+  assert [p['slots'] for p in report['programs'][1:]] == [64, 64, 96, 96]
+  assert report['least_seconds']['sampling'] == 0
+  # 5 layers, 4 heads of 32, keys and values, float32: prompts of 64 for 4
+  # questions a chip, and 96 tokens for 32 rollouts.
+  token = 5 * 4 * 32 * 2 * 4
+  cache = token * (4 * 64 + 32 * 96)
+  assert cache <= report['held_bytes']['cache'] < 1.01 * cache
+
+
+def test_an_evaluation_of_the_same_sizes_is_not():
+  rollouts = {'group_size': 8, 'max_tokens': 48}
+  training = (16, rollouts | {'temperature': 1.0})
+  assert has_same_sizes(training, (16, rollouts | {'temperature': 0.0}))
+  assert not has_same_sizes(training, (32, rollouts))
+  assert not has_same_sizes(training, (16, rollouts | {'group_size': 4}))
+  assert not has_same_sizes(training, (16, rollouts | {'max_tokens': 64}))
+  assert not has_same_sizes(None, (16, rollouts))
+
+
+@needs_libtpu
 def test_a_suggestion_is_confirmed_by_a_compile():
+  flags = ['--config.mesh.fsdp=4', NOT_EVALUATED]
   size = '--config.rollouts.max_tokens={}'
-  found = run('--suggest', size.format(80_000), '--config.mesh.fsdp=4')
+  found = run('--suggest', size.format(80_000), *flags)
   assert found.returncode == preflight.DOES_NOT_FIT_CODE, found.stderr[-2000:]
   advice, verdict = found.stdout.splitlines()[-2:]
   assert verdict == 'does not fit'
-  flags = advice.removeprefix('fits with ').split()
-  assert flags[0].startswith('--config.') and flags != advice.split()
-  found = run(size.format(80_000), '--config.mesh.fsdp=4', *flags)
+  found = advice.removeprefix('fits with ').split()
+  assert found[0].startswith('--config.') and found != advice.split()
+  found = run(size.format(80_000), *flags, *found)
   assert found.returncode == 0, found.stdout[-2000:]
 
 

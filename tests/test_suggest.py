@@ -59,7 +59,24 @@ def test_none_where_nothing_helps():
   assert sizes == [16, 8, 4, 2]
 
 
-@pytest.mark.parametrize('program', ['begin', 'decode', 'compact', 'distill'])
+def test_an_evaluation_has_fewer_questions_at_a_time():
+  def try_out(config, overrides):
+    return 'eval decode' if config.eval.batch_questions > 8 else ''
+
+  config = default.get_config()
+  found = suggest.find(config, 'eval decode', try_out)
+  assert found == {'eval.batch_questions': 8}
+  keys = {
+    key
+    for change in suggest.changes(config, program='eval decode')
+    for key in change
+  }
+  assert 'rollouts.batch_questions' not in keys and 'eval.max_tokens' in keys
+
+
+@pytest.mark.parametrize(
+  'program', ['begin', 'decode', 'compact', 'distill', 'eval decode']
+)
 def test_changes_are_of_keys_that_there_are(program):
   config = default.get_config()
   config.model.remat = 'dots'
