@@ -74,6 +74,12 @@ def get_config() -> config_dict.ConfigDict:
     num_microbatches=1,  # divides batch_questions; bounds memory
   )
   config.warmup = _warmup()
+  # Answers that only algebra tells are graded by math-verify, in worker
+  # processes. What exceeds a limit is wrong, and counted as grader_timeouts.
+  config.grading = config_dict.create(
+    symbolic_seconds=2.0,  # for one answer; 0 grades none of them
+    symbolic_mib=2048,  # of address space, of each of two workers
+  )
   config.eval = config_dict.create(
     num_questions=0,  # held-out questions before and after; 0 for none
     samples=1,  # rollouts per question

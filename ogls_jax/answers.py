@@ -3,7 +3,7 @@
 import numpy as np
 
 from ogls_jax.batches import Rollouts
-from ogls_jax.tasks.grading import Grader
+from ogls_jax.tasks.grading import Grader, Grades
 from ogls_jax.tasks.question import Question
 from ogls_jax.tokenizer import Tokenizer
 
@@ -31,16 +31,12 @@ class Answers:
     """Takes all that have not been taken."""
     self._take(rollouts, np.ones(len(self._texts), bool))
 
-  def wait(self) -> tuple[list[str], np.ndarray]:
-    """All texts, and is_correct_R, once all are taken and graded.
-
-    Raises:
-      TimeoutError: as from `Grader.submit`.
-    """
-    is_correct_R = np.zeros(len(self._texts), bool)
+  def wait(self) -> tuple[list[str], Grades]:
+    """All texts and their grades, once all are taken and graded."""
+    grades_2R = np.zeros((2, len(self._texts)), bool)
     for rows, wait in self._jobs:
-      is_correct_R[rows] = wait()
-    return self._texts, is_correct_R
+      grades_2R[:, rows] = wait()
+    return self._texts, Grades(*grades_2R)
 
   def _take(self, rollouts, is_over_R):
     rows = [r for r in np.flatnonzero(is_over_R) if self._texts[r] is None]

@@ -43,10 +43,12 @@ def evaluate(
   grader: Grader,
   batch_questions: int,
   bucket_tokens: int,
-) -> np.ndarray:
-  """Share of correct rollouts of each question, float64 [Q].
+) -> tuple[np.ndarray, int]:
+  """Share of correct rollouts of each question, float64 [Q], and timeouts.
 
-  Each host grades the questions whose rows it holds.
+  The second is how many rollouts count as wrong because grading them exceeded a
+  limit, those to the repeats of the last batch left out. Each host grades the
+  questions whose rows it holds.
 
   Args:
     sample: PromptBatch -> Rollouts, any number of rollouts per prompt.
@@ -77,10 +79,14 @@ def evaluate(
     answers = Answers(graded, maker.tokenizer, grader)
     answers.take_all(rollouts)
     batches.append((answers, num_samples))
-  shares = []
+  correct, timeouts = [], []
   for answers, num_samples in batches:
-    is_correct_BG = answers.wait()[1].reshape(-1, num_samples)
-    num_correct_B1 = is_correct_BG.sum(1, keepdims=True, dtype=np.float32)
-    num_correct_B = hosts.share_rows(num_correct_B1, mesh)[:, 0]
-    shares.append(num_correct_B.astype(np.float64) / num_samples)
-  return np.concatenate(shares)[: len(questions)]
+    counts = [
+      is_so_R.reshape(-1, num_samples).sum(1, dtype=np.float32)
+      for is_so_R in answers.wait()[1]
+    ]
+    counts_B2 = hosts.share_rows(np.stack(counts, -1), mesh)
+    correct.append(counts_B2[:, 0].astype(np.float64) / num_samples)
+    timeouts.append(counts_B2[:, 1])
+  num_timeouts = np.concatenate(timeouts)[: len(questions)].sum()
+  return np.concatenate(correct)[: len(questions)], int(num_timeouts)

@@ -8,7 +8,6 @@ from typing import NoReturn
 
 import grain
 import jax
-import numpy as np
 from ml_collections import config_dict
 
 from ogls_jax import build, evaluation, hosts, rounds
@@ -86,14 +85,13 @@ def begin_or_resume(
     hosts.say(f'resuming at step {start} of {parts.workdir}')
   else:
     began = time.monotonic()
-    counters = Counters(accuracy(parts, state), seconds)
+    counters = Counters(accuracy(parts, state, 'before'), seconds)
     counters.seconds['evaluation'] = time.monotonic() - began
-    print_accuracy('before', counters.before)
   return state, counters, start
 
 
-def accuracy(parts: Parts, state: TrainState) -> list[float]:
-  """Of each held-out question."""
+def accuracy(parts: Parts, state: TrainState, when: str) -> list[float]:
+  """Of each held-out question; one line says the mean, if there are any."""
   if not parts.held_out:
     return []
   config = parts.config
@@ -112,7 +110,7 @@ def accuracy(parts: Parts, state: TrainState) -> list[float]:
       meanwhile=lambda _: parts.notice.check(),
     )
 
-  return evaluation.evaluate(
+  shares_Q, num_timeouts = evaluation.evaluate(
     sample,
     parts.held_out,
     parts.maker,
@@ -120,14 +118,11 @@ def accuracy(parts: Parts, state: TrainState) -> list[float]:
     grader=parts.grader,
     batch_questions=config.eval.batch_questions,
     bucket_tokens=config.prompt.bucket_tokens,
-  ).tolist()
-
-
-def print_accuracy(when: str, shares: list[float]) -> None:
-  """One line, if anything was evaluated."""
-  if shares:
-    interval = evaluation.mean_interval(np.array(shares))
-    hosts.say(f'accuracy {when}: {interval}, {len(shares)} questions')
+  )
+  interval = evaluation.mean_interval(shares_Q)
+  text = f', {num_timeouts} grader_timeouts' if num_timeouts else ''
+  hosts.say(f'accuracy {when}: {interval}, {len(shares_Q)} questions{text}')
+  return shares_Q.tolist()
 
 
 def run_steps(

@@ -14,7 +14,8 @@ from ogls_jax.rounds import Round
 METRICS = (
   'loss', 'tail_loss', 'kl', 'clip_fraction', 'entropy', 'reward_mean',
   'mixed_group_fraction', 'steered_rollout_fraction', 'strength',
-  'response_tokens_mean', 'truncated_fraction', 'hints_cut', 'rows_skipped',
+  'response_tokens_mean', 'truncated_fraction', 'hints_cut', 'grader_timeouts',
+  'rows_skipped',
   'grad_norm', 'learning_rate', 'seconds_sampling', 'seconds_grading',
   'seconds_hints', 'seconds_distill', 'tokens_per_second',
 )  # fmt: skip

@@ -118,7 +118,14 @@ def train(
       programs=programs,
       rules=round_rules(config, sizes.group_size, objective),
       is_sampled=sizes.is_sampled,
-      grader=loop.closed_after(stack, Grader(config.data.task)),
+      grader=loop.closed_after(
+        stack,
+        Grader(
+          config.data.task,
+          symbolic_seconds=config.grading.symbolic_seconds,
+          symbolic_mib=config.grading.symbolic_mib,
+        ),
+      ),
       notice=notice,
     )
     # On errors too: what was saved last must reach the disk.
@@ -144,9 +151,8 @@ def train(
       hosts.say(f'stopped at step {last}; the same command continues')
       return {}
     began = time.monotonic()
-    after = loop.accuracy(parts, state)
+    after = loop.accuracy(parts, state, 'after')
     counters.seconds['evaluation'] += time.monotonic() - began
-    loop.print_accuracy('after', after)
     return _write_summary(workdir, config, counters, after)
 
 

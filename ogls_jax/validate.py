@@ -10,6 +10,7 @@ from ogls_jax import loss, mesh, optimizer, step
 from ogls_jax.errors import UserError
 from ogls_jax.models import quantize
 from ogls_jax.models.transformer import ATTENTIONS, LORA_TARGETS, REMATS
+from ogls_jax.tasks import symbolic
 from ogls_jax.tasks.grading import TASKS
 from ogls_jax.tasks.question import Question
 
@@ -79,6 +80,8 @@ _RANGES = [
   ('warmup.wrong_hint_fraction', 0, 1),
   ('warmup.slip_rate', 0, 1),
   ('warmup.hinted_slip_rate', 0, 1),
+  ('grading.symbolic_seconds', 0, 600),
+  ('grading.symbolic_mib', 512, 2**20),
   ('eval.num_questions', 0, math.inf),
   ('eval.samples', 1, math.inf),
   ('eval.batch_questions', 1, math.inf),
@@ -133,6 +136,9 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
       f'eval.temperature = {config.eval.temperature} must be 0 (greedy) or at'
       ' least 0.001'
     )
+  if config.grading.symbolic_seconds:
+    seconds = config.grading.symbolic_seconds
+    symbolic.check_installed(f'grading.symbolic_seconds = {seconds}')
   _check_model(config)
   _check_method(config)
   shape = mesh.mesh_shape(num_devices, dict(config.mesh))

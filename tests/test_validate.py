@@ -51,6 +51,8 @@ def test_every_config_loads_and_validates(path):
     ('hints__max_tokens', 0),
     ('optimizer__learning_rate', -1.0),
     ('eval__samples', 0),
+    ('grading__symbolic_seconds', -1.0),
+    ('grading__symbolic_mib', 64),
     ('mesh__data', 3),
     ('model__num_heads', 0),
     ('model__mlp_size', -3),

@@ -1,95 +1,131 @@
-"""Grades responses, whatever the task."""
+"""Grades responses, whatever the task, in worker processes with limits."""
 
 import concurrent.futures
-import os
-import threading
-import time
+import queue
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import loky
 import numpy as np
 
 from ogls_jax import errors
-from ogls_jax.tasks import math, superglue
+from ogls_jax.tasks import sandbox
 from ogls_jax.tasks.question import Question
+from ogls_jax.tasks.worker import VERDICTS
 
-_IS_CORRECT = {
-  'arithmetic': math.is_correct,
-  'math': math.is_correct,
-  'superglue': superglue.is_correct,
-}
-TASKS = tuple(_IS_CORRECT)
+TASKS = tuple(VERDICTS)
 
 _NUM_WORKERS = 2
-# Work is linear in the text: what takes so long hangs.
-_MOST_SECONDS = 300
+# What is not symbolic is linear in the text; a megabyte takes a second or two.
+_PLAIN_SECONDS = 60
+
+
+class Grades(NamedTuple):
+  """Of R answers, bool.
+
+  Attributes:
+    is_correct_R: False where no verdict was reached.
+    is_timeout_R: grading took more than its limit of time or memory.
+  """
+
+  is_correct_R: np.ndarray
+  is_timeout_R: np.ndarray
 
 
 def check_answers(
   texts: Sequence[str], questions: Sequence[Question], *, task: str
 ) -> np.ndarray:
-  """Returns is_correct_R, bool: texts[r] answers questions[r]."""
-  if task not in _IS_CORRECT:
-    raise errors.UserError(
-      f'data.task = {task!r} is unknown; use one of {", ".join(_IS_CORRECT)}'
-    )
-  is_correct = _IS_CORRECT[task]
-  return np.array(
-    [is_correct(text, q) for text, q in zip(texts, questions, strict=True)],
-    dtype=bool,
-  )
+  """Returns is_correct_R, bool: texts[r] answers questions[r].
 
-
-def _end_with(parent: int) -> None:
-  """Ends this worker when its parent is gone, as after SIGKILL.
-
-  Otherwise it would wait for work for ever, with the run's log open.
+  In this process and without symbolic equality.
   """
-
-  def watch():
-    while os.getppid() == parent:
-      time.sleep(1)
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
+  if task not in VERDICTS:
+    raise errors.UserError(
+      f'data.task = {task!r} is unknown; use one of {", ".join(VERDICTS)}'
+    )
+  pairs = zip(texts, questions, strict=True)
+  return np.array([VERDICTS[task](*pair) is True for pair in pairs], dtype=bool)
 
 
 class Grader:
-  """`check_answers` in worker processes, while the caller goes on.
+  """Grades in worker processes, while the caller goes on.
 
-  They start with the first answers and end with `close`.
+  They start with the first answers and end with `close`. A worker that exceeds
+  a limit is killed and replaced; its answer counts as wrong.
   """
 
-  def __init__(self, task: str, *, most_seconds: float = _MOST_SECONDS):
-    self._task, self._most_seconds = task, most_seconds
-    # Not the standard library's: its workers import the program, and so JAX.
-    self._executor = loky.ProcessPoolExecutor(
-      _NUM_WORKERS, initializer=_end_with, initargs=(os.getpid(),)
+  def __init__(
+    self,
+    task: str,
+    *,
+    symbolic_seconds: float = 2.0,
+    symbolic_mib: int = 2048,
+    plain_seconds: float = _PLAIN_SECONDS,
+  ):
+    """Starts nothing yet.
+
+    Args:
+      task: one of `TASKS`.
+      symbolic_seconds: for one answer of which only algebra can tell whether
+        it is right; 0 for no such answers.
+      symbolic_mib: memory of a worker.
+      plain_seconds: for one answer otherwise.
+    """
+    self._task = task
+    self._symbolic_seconds = symbolic_seconds
+    self._plain_seconds = plain_seconds
+    self._all = [sandbox.Sandbox(symbolic_mib) for _ in range(_NUM_WORKERS)]
+    self._free = queue.SimpleQueue()
+    for worker in self._all:
+      self._free.put(worker)
+    # A thread for each worker waits for its replies.
+    self._threads = concurrent.futures.ThreadPoolExecutor(
+      _NUM_WORKERS, 'grading'
     )
 
   def submit(
     self, texts: Sequence[str], questions: Sequence[Question]
-  ) -> Callable[[], np.ndarray]:
-    """Starts grading; the result waits for is_correct_R.
+  ) -> Callable[[], Grades]:
+    """Starts grading; what it returns waits for the grades."""
+    jobs = [
+      self._threads.submit(self._grade, text, question)
+      for text, question in zip(texts, questions, strict=True)
+    ]
 
-    It raises TimeoutError after `most_seconds`.
-    """
-    job = self._executor.submit(
-      check_answers, list(texts), list(questions), task=self._task
-    )
-
-    def wait() -> np.ndarray:
-      try:
-        return job.result(timeout=self._most_seconds)
-      except concurrent.futures.TimeoutError as error:
-        ids = sorted({question.id for question in questions})
-        raise TimeoutError(
-          f'grading {len(texts)} answers took more than'
-          f' {self._most_seconds:g} s; they are to {", ".join(ids)}'
-        ) from error
+    def wait() -> Grades:
+      verdicts = [job.result() for job in jobs]
+      return Grades(
+        np.array([verdict is True for verdict in verdicts], bool),
+        np.array([verdict is None for verdict in verdicts], bool),
+      )
 
     return wait
 
   def close(self) -> None:
     """Ends the workers, whatever they do."""
-    self._executor.shutdown(kill_workers=True)
+    self._threads.shutdown(wait=False, cancel_futures=True)
+    for worker in self._all:
+      worker.close()
+    self._threads.shutdown()
+
+  def _grade(self, text, question) -> bool | None:
+    """Whether it is right; None where a limit was exceeded."""
+    fields = dict(
+      task=self._task,
+      text=text,
+      id=question.id,
+      answer=question.answer,
+      choices=question.choices,
+    )
+    worker = self._free.get()
+    try:
+      verdict = worker.ask(self._plain_seconds, do='compare', **fields)
+      if verdict is not None:
+        return verdict
+      if not self._symbolic_seconds:
+        return False
+      worker.load()
+      return worker.ask(self._symbolic_seconds, do='symbolic', **fields)
+    except sandbox.Exceeded:
+      return None
+    finally:
+      self._free.put(worker)

@@ -1,7 +1,7 @@
 r"""Grades multiple-choice answers, as in the SuperGLUE tasks."""
 
 from ogls_jax import errors
-from ogls_jax.tasks import math
+from ogls_jax.tasks import latex
 from ogls_jax.tasks.question import Question
 
 _MARKER = 'answer is'
@@ -30,9 +30,9 @@ def is_correct(text: str, question: Question) -> bool:
 
 def _candidates(text: str) -> list[str]:
   """Readings of the final answer, the longest first."""
-  boxed = math.extract_boxed(text)
+  boxed = latex.extract_boxed(text)
   if boxed is not None:
-    return [_plain(math.TEXT_GROUP.sub(r'\1', boxed))]
+    return [_plain(latex.TEXT_GROUP.sub(r'\1', boxed))]
   _, marker, tail = text.lower().rpartition(_MARKER)
   if not marker:
     return [_plain(text)]

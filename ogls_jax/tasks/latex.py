@@ -1,0 +1,74 @@
+r"""How answers are written: \boxed, braces, spacing, units; text only.
+
+Nothing in a response is ever evaluated, and the work is linear in its length.
+"""
+
+import re
+
+_BRACES = re.compile(r'\\boxed\s*\{|\\[{}]|[{}]')
+
+_TEXT = r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox)\s*'
+TEXT_GROUP = re.compile(_TEXT + r'\{([^{}]*)\}')
+# `7 \text{ days}`, `25 \text{ cm}^2`
+TEXT_UNIT = re.compile(_TEXT + r'\{([^{}0-9]*)\}(\^(?:[0-9]|\{[0-9]\}))?$')
+# No units: they change the number.
+SCALES = """
+  percent percentage hundred hundreds thousand thousands million millions
+  billion billions trillion trillions dozen dozens pair pairs half halves
+  pi
+""".split()  # noqa: SIM905 - reads as a table
+
+_REWRITES = [
+  (re.compile(pattern), replacement)
+  for pattern, replacement in (
+    ('\u2212', '-'),
+    # Thin spaces; not after a backslash, where `\\` ends a row.
+    (r'(?<!\\)\\[,!;:]', ''),
+    (r'(?<!\\)\\ |~', ' '),
+    (r'\{,\}(?=[0-9])', ','),
+    (r'\\(?:left|right)(?![A-Za-z])', ''),
+    (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
+    (r'\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})', ''),
+    (r'\\degree(?![A-Za-z])|\u00b0', ''),
+    # \frac12, \frac 5{12}, \frac{5}2, \sqrt3: the braces TeX lets one omit.
+    (r'\\(frac|sqrt) ?([0-9])', r'\\\1{\2}'),
+    (r'\\frac(\{[^{}]*\}) ?([0-9])', r'\\frac\1{\2}'),
+  )
+]
+_CURRENCY = re.compile(r'\\?\$')
+_PERCENT = re.compile(r'\\?%')
+
+
+def extract_boxed(text: str) -> str | None:
+  r"""Returns what stands in the \boxed{...} that begins last, if any is closed.
+
+  Braces nest; `\{` and `\}` are text. An unclosed box does not count.
+  """
+  open_boxes = []  # per open brace: where the box's content begins, else None
+  content_start, content = -1, None
+  for match in _BRACES.finditer(text):
+    if match[0].startswith('\\boxed'):
+      open_boxes.append(match.end())
+    elif match[0] == '{':
+      open_boxes.append(None)
+    elif match[0] == '}' and open_boxes:
+      start = open_boxes.pop()
+      if start is not None and start > content_start:
+        content_start, content = start, (start, match.start())
+  return None if content is None else text[slice(*content)]
+
+
+def clean(answer: str) -> str:
+  """One spelling of spaces, fractions, degrees and currency; `%` stays."""
+  answer = _CURRENCY.sub('', _PERCENT.sub('%', answer))
+  for pattern, replacement in _REWRITES:
+    answer = pattern.sub(replacement, answer)
+  return ' '.join(answer.split()).rstrip('., ')
+
+
+def strip_spaces(answer: str) -> str:
+  """A cleaned answer without percent signs, text commands and most spaces."""
+  answer = TEXT_GROUP.sub(r'\1', answer.replace('%', ''))
+  # A space between two digits stays: `1 2` is not `12`.
+  answer = re.sub(r'(?<![0-9]) | (?![0-9])', '', ' '.join(answer.split()))
+  return answer.rstrip('.')

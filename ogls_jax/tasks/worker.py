@@ -1,0 +1,111 @@
+"""The process that grades: it reads questions from a pipe until that closes.
+
+It imports neither JAX nor the main program, holds no secrets, and may be killed
+at any moment. Requests and replies are JSON, so that nothing it sends can run
+in the process that started it.
+"""
+
+import json
+import math as numbers
+import os
+import resource
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+
+from ogls_jax.errors import UserError
+from ogls_jax.tasks import math, superglue, symbolic
+from ogls_jax.tasks.question import Question
+
+VERDICTS = {
+  'arithmetic': math.compare,
+  'math': math.compare,
+  'superglue': superglue.is_correct,
+}
+_MIB = 2**20
+# The kernel ends a worker so long after its parent should have.
+_GRACE_SECONDS = 5
+# Of the memory limit: what was in use when an allocation failed.
+_NEARLY_ALL = 0.9
+
+
+def main(descriptor: int, parent: int, limit_mib: int) -> None:
+  """Answers requests that come through the pipe `descriptor`.
+
+  Each is {do, seconds, ...} with `do` one of
+    load: imports what `symbolic` needs;
+    compare: of task, text and question: true, false, or null for undecided;
+    symbolic: of text and question: true or false.
+  A reply is {verdict, is_full} or {error}; the process ends instead where a
+  request takes more than `seconds` or the memory limit.
+  """
+  resource.setrlimit(resource.RLIMIT_AS, (limit_mib * _MIB,) * 2)
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  _end_with(parent)
+  pipe = Connection(descriptor)
+  pipe.send_bytes(b'ready')
+  # What a parser prints of hostile text is not for the terminal.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  os.dup2(2, 1)
+  while True:
+    try:
+      request = json.loads(pipe.recv_bytes())
+    except EOFError:
+      return
+    # Without a handler SIGALRM ends the process, whatever it is doing.
+    signal.alarm(numbers.ceil(request['seconds']) + _GRACE_SECONDS)
+    try:
+      reply = {'verdict': _answer(request)}
+    except UserError as error:
+      reply = {'error': str(error)}
+    except MemoryError:
+      os._exit(1)
+    signal.alarm(0)
+    used = _peak_bytes() / (limit_mib * _MIB)
+    if used > _NEARLY_ALL:
+      os._exit(1)  # math-verify passes over a MemoryError within
+    reply['is_full'] = used > 0.5
+    pipe.send_bytes(json.dumps(reply).encode())
+
+
+def _answer(request) -> bool | None:
+  if request['do'] == 'load':
+    symbolic.load()
+    return True
+  text, reference = request['text'], request['answer']
+  if request['do'] == 'compare':
+    question = Question(
+      request['id'], '', reference, choices=tuple(request['choices'])
+    )
+    verdict = VERDICTS[request['task']](text, question)
+    if verdict is None and symbolic.candidates(text, reference) is None:
+      return False
+    return verdict
+  try:
+    return symbolic.is_equal(*symbolic.candidates(text, reference))
+  except MemoryError:
+    raise
+  except Exception:  # whatever sympy raises: it cannot say that they are equal
+    return False
+
+
+def _peak_bytes() -> int:
+  """The most address space so far; 0 where Linux does not say."""
+  try:
+    with open('/proc/self/status') as f:
+      fields = dict(line.split(':', 1) for line in f)
+  except OSError:
+    return 0
+  return int(fields['VmPeak'].split()[0]) * 1024
+
+
+def _end_with(parent: int) -> None:
+  """Ends this worker when its parent is gone, as after SIGKILL."""
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
