@@ -71,6 +71,9 @@ def get_config() -> config_dict.ConfigDict:
     b2=0.999,
     weight_decay=0.0,
     max_grad_norm=0.1,  # 0 turns clipping off
+    # Of a run: updates whose loss or gradient is not finite are skipped, up to
+    # so many; then the run stops.
+    max_skipped_steps=3,
     num_microbatches=1,  # divides batch_questions; bounds memory
   )
   config.warmup = _warmup()
@@ -82,6 +85,7 @@ def get_config() -> config_dict.ConfigDict:
   )
   config.eval = config_dict.create(
     num_questions=0,  # held-out questions before and after; 0 for none
+    every_steps=0,  # and after every so many updates; 0: not in between
     samples=1,  # rollouts per question
     batch_questions=32,
     temperature=1.0,
@@ -91,6 +95,12 @@ def get_config() -> config_dict.ConfigDict:
     every_steps=25,
     keep=2,  # the newest so many, and the best by evaluation
     verify=True,  # compare restored arrays with their checksums
+  )
+  config.stop = config_dict.create(
+    # Whether a run ends once its loss, reward, entropy, response length or
+    # repeated text has been out of its usual band for patience_steps updates.
+    on_collapse=False,
+    patience_steps=10,
   )
   config.log = config_dict.create(samples_every_steps=10, samples_rollouts=8)
   # One may be -1: all devices that the others leave.

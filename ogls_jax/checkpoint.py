@@ -9,6 +9,7 @@ import os
 import pathlib
 import time
 import zlib
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
@@ -87,6 +88,8 @@ class Checkpointer:
     state: TrainState,
     position: dict,
     accuracy: float | None = None,
+    *,
+    first: Callable[[], None] = lambda: None,
   ) -> None:
     """Saves without waiting for the disk, but for the save before.
 
@@ -95,9 +98,10 @@ class Checkpointer:
       state: the arrays.
       position: what JSON can hold.
       accuracy: by which the best step is kept.
+      first: what has to be on disk before; where it fails nothing is saved.
     """
     self.wait()
-    self._attempt(lambda: self._start(step, state, position, accuracy))
+    self._attempt(lambda: self._start(step, state, position, accuracy, first))
 
   def save_now(
     self,
@@ -106,6 +110,7 @@ class Checkpointer:
     position: dict,
     accuracy: float | None = None,
     *,
+    first: Callable[[], None] = lambda: None,
     most_seconds: float,
   ) -> None:
     """Saves, and waits until it is on disk.
@@ -115,7 +120,7 @@ class Checkpointer:
     """
     end = time.monotonic() + most_seconds
     while True:
-      self.save(step, state, position, accuracy)
+      self.save(step, state, position, accuracy, first=first)
       self.wait()
       if self._retry_at is None:
         return
@@ -143,8 +148,9 @@ class Checkpointer:
       if self._folder.is_dir():
         self._manager = self._open()
 
-  def _start(self, step, state, position, accuracy):
+  def _start(self, step, state, position, accuracy, first):
     self._saving, self._retry_at = step, None
+    first()
     if not self._folder.is_dir():
       raise OSError('the folder is gone')
     # Key arrays are saved as the integers they wrap.

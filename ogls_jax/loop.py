@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from typing import NoReturn
 
 import grain
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 from ogls_jax import build, evaluation, hosts, rounds
@@ -19,16 +19,9 @@ from ogls_jax.profile import Profile
 from ogls_jax.programs import Programs
 from ogls_jax.prompts import PromptMaker
 from ogls_jax.reporting import Reporter
+from ogls_jax.saver import Counters, Saver
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
-
-
-@dataclasses.dataclass
-class Counters:
-  """Host-side facts of a run that its checkpoints carry along."""
-
-  before: list[float]  # share of correct answers per question at the start
-  seconds: dict[str, float]  # wall time by stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,25 +149,23 @@ def run_steps(
         num_skipped=parts.num_skipped,
       ),
     )
-    saver = _Saver(parts, counters, checkpointer, reporter, numbers.start - 1)
+    saver = Saver(config, counters, checkpointer, reporter)
     profile = closed_after(
       stack, Profile(parts.workdir, first=numbers.start + 2, num=profile_steps)
     )
 
-    def settle():
-      reporter.flush()
-      # The profiler was seen to crash as a save's threads started beside it.
-      checkpointer.wait()
-
     stack.enter_context(jax.transfer_guard('disallow'))
     for number in numbers:
-      profile.before(number, settle)
+      # The profiler was seen to crash as a save's threads started beside it.
+      profile.before(number, saver.settle)
       place = iterator.get_state()
       with jax.profiler.StepTraceAnnotation('update', step_num=number):
         try:
+          values = _evaluated(parts, state, number - 1, place, saver)
           round_ = _next_round(parts, state, next(iterator), reporter)
         except Preempted:
           saver.stop(number - 1, state, place)
+        round_.values.update(values)
         state, sums = parts.programs.distill(
           state,
           parts.student.frozen,
@@ -187,55 +178,29 @@ def run_steps(
       if parts.notice.is_asked() and number < config.num_steps:
         saver.stop(number, state, place)
       if number == numbers[-1]:
-        saver.save_now(number, state, place, _MOST_SECONDS_AT_END)
-      elif saver.is_due(number):
+        saver.save_now(number, state, place)
+      elif saver.is_due(number) and not _is_evaluated(config, number):
         saver.save(number, state, place)
   return state
 
 
-# Attempts to save go on for so long where there is nothing else to do, and
-# where the machine is about to be taken away.
-_MOST_SECONDS_AT_END, _MOST_SECONDS_OF_NOTICE = 3600.0, 10.0
+def _is_evaluated(config, number):
+  every = config.eval.every_steps
+  return every > 0 and number % every == 0
 
 
-class _Saver:
-  """Checkpoints of stage 2, with what the host knows of them."""
+def _evaluated(parts, state, number, place, saver):
+  """Metrics of the model after update `number`, which is saved with them.
 
-  def __init__(self, parts, counters, checkpointer, reporter, start):
-    """`start`: updates that are saved already."""
-    self._parts, self._counters = parts, counters
-    self._checkpointer, self._reporter = checkpointer, reporter
-    self._saved, self._began = start, time.monotonic()
-
-  def is_due(self, number: int) -> bool:
-    every = self._parts.config.checkpoint.every_steps
-    return number % every == 0 or self._checkpointer.is_due_again()
-
-  def save(self, number: int, state: TrainState, place: dict) -> None:
-    """`place` is the iterator's."""
-    position = self._position(place)
-    self._checkpointer.save(number, state, position)
-    self._reporter.start_clock()
-
-  def save_now(self, number, state, place, most_seconds: float) -> None:
-    """Waits until it is on disk."""
-    self._checkpointer.save_now(
-      number, state, self._position(place), most_seconds=most_seconds
-    )
-
-  def stop(self, number, state, place) -> NoReturn:
-    """Raises Preempted once update `number` is saved."""
-    if number > self._saved:
-      self.save_now(number, state, place, _MOST_SECONDS_OF_NOTICE)
-    raise Preempted(f'step {number} is saved')
-
-  def _position(self, place):
-    self._reporter.flush()
-    method, now = self._parts.config.method, time.monotonic()
-    seconds = self._counters.seconds
-    seconds[method] = seconds.get(method, 0.0) + now - self._began
-    self._began = now
-    return {'data': place} | dataclasses.asdict(self._counters)
+  They belong to the next update, so that a run that stops in here does it
+  again.
+  """
+  if not number or not _is_evaluated(parts.config, number):
+    return {}
+  saver.settle()
+  share = float(np.mean(accuracy(parts, state, f'at step {number}')))
+  saver.save(number, state, place, share)
+  return {'eval_accuracy': share}
 
 
 def _next_round(parts, state, questions, reporter):

@@ -1,23 +1,27 @@
 """Writes what each update did, while the device goes on with the next."""
 
+import math
 import pathlib
 import time
 
 import jax
 from ml_collections import config_dict
 
-from ogls_jax import metrics
+from ogls_jax import hosts, metrics
+from ogls_jax.errors import UserError
+from ogls_jax.health import Health
 from ogls_jax.numerics import divide_metrics
 from ogls_jax.rounds import Round
 
 # One object a step in metrics.jsonl; null where a method does not have it.
 METRICS = (
   'loss', 'tail_loss', 'kl', 'clip_fraction', 'entropy', 'reward_mean',
-  'mixed_group_fraction', 'steered_rollout_fraction', 'strength',
-  'response_tokens_mean', 'truncated_fraction', 'hints_cut', 'grader_timeouts',
-  'rows_skipped',
-  'grad_norm', 'learning_rate', 'seconds_sampling', 'seconds_grading',
-  'seconds_hints', 'seconds_distill', 'tokens_per_second',
+  'eval_accuracy', 'mixed_group_fraction', 'steered_rollout_fraction',
+  'strength', 'response_tokens_mean', 'truncated_fraction',
+  'repeated_fraction', 'hints_cut', 'grader_timeouts', 'rows_skipped',
+  'updates_skipped', 'warnings', 'grad_norm', 'learning_rate',
+  'seconds_sampling', 'seconds_grading', 'seconds_hints', 'seconds_distill',
+  'tokens_per_second',
 )  # fmt: skip
 
 
@@ -35,6 +39,9 @@ class Reporter:
     """Goes on after update `start`; `num_skipped` rows of the data are out."""
     self._config, self._num_skipped = config, num_skipped
     self._writer = metrics.Writer(workdir, start_step=start)
+    rows = self._writer.rows
+    self._health, self._workdir = Health(rows), workdir
+    self._updates_skipped = rows[-1]['updates_skipped'] if rows else 0.0
     self._progress = metrics.Progress(
       config.method, start=start, total=config.num_steps
     )
@@ -49,6 +56,10 @@ class Reporter:
     """Update `number` has been dispatched; `sums` are its metrics to be."""
     self._held = number, sums, round_
 
+  def sync(self) -> None:
+    """All that was written is on disk; OSError if it cannot be."""
+    self._writer.sync()
+
   def wait(self) -> None:
     """Waits for the held update; what the device has next can be dispatched."""
     if self._held and not self._done:
@@ -59,7 +70,9 @@ class Reporter:
     """Writes about the held update, if there is one.
 
     Raises:
-      FloatingPointError: its loss or gradient is not finite.
+      FloatingPointError: its loss or gradient is not finite, and so were those
+        of too many before.
+      UserError: the run has collapsed, and the config says to stop then.
     """
     self.wait()
     if self._held:
@@ -76,13 +89,18 @@ class Reporter:
       self._write(number, values, round_.samples)
 
   def _write(self, number, values, samples):
+    self._updates_skipped += values['is_skipped']
+    values['updates_skipped'] = self._updates_skipped
+    warnings = self._health.look(values)
+    outside = self._health.num_outside
+    values['warnings'] = float(sum(num > 0 for num in outside.values()))
     row = {name: values.get(name, float('nan')) for name in METRICS}
     self._writer.metrics(number, row)
-    # A loss over no tokens is no number; a gradient always is one.
+    for text in warnings:
+      hosts.say(f'warning: step {number}: {text}')
+    self._stop_if_broken(number, values)
+    # A loss over no tokens is no number.
     has_loss = values.get('steered_rollout_fraction', 1.0) > 0
-    metrics.check_finite(
-      number, values, ('loss', 'grad_norm') if has_loss else ('grad_norm',)
-    )
     log, num_steps = self._config.log, self._config.num_steps
     every = log.samples_every_steps
     if every and (number == 1 or number % every == 0):
@@ -98,6 +116,33 @@ class Reporter:
       f'{text} {values["tokens_per_second"]:.0f} tokens/s',
       is_printed=number % max(num_steps // 10, 1) == 0 or number < 4,
     )
+
+  def _stop_if_broken(self, number, values):
+    if values['is_skipped']:
+      most = self._config.optimizer.max_skipped_steps
+      names = ('loss', 'tail_loss', 'grad_norm')
+      text = ', '.join(
+        f'{name} = {values[name]}'
+        for name in names
+        if name in values and not math.isfinite(values[name])
+      )
+      text = f'step {number}: {text}'
+      if self._updates_skipped > most:
+        raise FloatingPointError(
+          f'{text}, and optimizer.max_skipped_steps = {most}'
+        )
+      hosts.say(
+        f'warning: {text}; the update is skipped,'
+        f' {self._updates_skipped:.0f} of at most {most}'
+      )
+    stop = self._config.stop
+    for name, num in self._health.num_outside.items():
+      if stop.on_collapse and num >= stop.patience_steps:
+        raise UserError(
+          f'step {number}: {name} = {values[name]:.3g} has been out of its band'
+          f' for {num} updates, and stop.on_collapse = True;'
+          f' {self._workdir}/checkpoints has the best and the last steps'
+        )
 
   def close(self) -> None:
     """Ends the progress line and the events file."""

@@ -14,6 +14,7 @@ from ogls_jax.batches import LossBatch
 from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import own_questions, solution_of
+from ogls_jax.repetition import repeated_fractions
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
@@ -89,10 +90,12 @@ def sampled_round(
     answers.take_all(rollouts)
     responses, grades = answers.wait()
     # Where several hosts hold a row, the verdict is its owner's.
-    facts = [*grades, rollouts.length_R, rollouts.is_truncated_R]
-    facts_R4 = hosts.share_rows(np.stack(facts, -1).astype(np.float32), mesh)
-    own_R = hosts.own_rows(len(facts_R4), mesh)
-    is_correct_R = facts_R4[own_R, 0] > 0
+    repeated_R = repeated_fractions(rollouts.response_RT, rollouts.length_R)
+    lengths = [rollouts.length_R, rollouts.is_truncated_R]
+    facts = [*grades, *lengths, repeated_R]
+    facts_R5 = hosts.share_rows(np.stack(facts, -1).astype(np.float32), mesh)
+    own_R = hosts.own_rows(len(facts_R5), mesh)
+    is_correct_R = facts_R5[own_R, 0] > 0
   ends['grading'] = time.monotonic()
   is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
   is_scored_R = np.ones_like(is_correct_R)
@@ -116,7 +119,7 @@ def sampled_round(
     bucket_tokens=rules.bucket_tokens,
   )
   values = _values(
-    facts_R4.astype(np.float64), is_scored_R, num_cut_B, mesh, rules
+    facts_R5.astype(np.float64), is_scored_R, num_cut_B, mesh, rules
   )
   samples = [
     {
@@ -136,17 +139,18 @@ def sampled_round(
   return Round(batch, values, samples, ends)
 
 
-def _values(facts_R4, is_scored_R, num_cut_B, mesh, rules):
+def _values(facts_R5, is_scored_R, num_cut_B, mesh, rules):
   """Metrics of the rows of all hosts.
 
   Args:
-    facts_R4: is_correct, is_timeout, length and is_truncated of all rows.
+    facts_R5: is_correct, is_timeout, length, is_truncated and the repeated
+      share of all rows.
     is_scored_R: of this host's.
     num_cut_B: of this host's questions.
     mesh: that of the rows.
     rules: of the config.
   """
-  is_correct_R, is_timeout_R, length_R, is_truncated_R = facts_R4.T
+  is_correct_R, is_timeout_R, length_R, is_truncated_R, repeated_R = facts_R5.T
   is_correct_BG = is_correct_R.reshape(-1, rules.group_size) > 0
   is_mixed_B = is_correct_BG.any(1) & ~is_correct_BG.all(1)
   is_scored_BG = is_scored_R.reshape(-1, rules.group_size)
@@ -160,6 +164,7 @@ def _values(facts_R4, is_scored_R, num_cut_B, mesh, rules):
     'steered_rollout_fraction': float(num_scored_B.sum() / len(length_R)),
     'response_tokens_mean': float(length_R.mean()),
     'truncated_fraction': float(is_truncated_R.mean()),
+    'repeated_fraction': float(repeated_R.mean()),
     'hints_cut': float(num_cut_B.sum()),
     'grader_timeouts': float(is_timeout_R.sum()),
     'response_tokens': float(length_R.sum()),

@@ -233,7 +233,8 @@ def make_distill_step(
 
   Returns:
     The step. It donates `state`. A batch in which no token carries loss, and a
-    gradient that is not finite, leave params and optimizer as they are.
+    loss or gradient that is not finite, leave params and optimizer as they are;
+    `is_skipped` of the sums is 1 for the latter.
   """
 
   def teacher_of(state, frozen, teacher_params):
@@ -289,16 +290,21 @@ def make_distill_step(
       (grads, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     learning_rate = schedule(state.step)
     with jax.named_scope('update'):
-      state, grad_norm = _update(
+      grad_norm = optax.tree.norm(grads)
+      losses = [sums[name][0] for name in ('loss', 'tail_loss') if name in sums]
+      is_finite = jnp.isfinite(jnp.stack([grad_norm, *losses])).all()
+      has_tokens = num_tokens + num_tail * (objective.tail_weight > 0) > 0
+      state = _update(
         state,
         grads,
         optimizer,
         learning_rate,
-        has_tokens=num_tokens + num_tail * (objective.tail_weight > 0) > 0,
+        is_usable=has_tokens & is_finite,
         ema_decay=ema_decay,
       )
     one = jnp.float32(1)
     sums['grad_norm'] = (grad_norm, one)
+    sums['is_skipped'] = ((has_tokens & ~is_finite).astype(jnp.float32), one)
     sums['learning_rate'] = (learning_rate, one)
     if objective.is_distilled:
       sums['strength'] = (strength, one)
@@ -307,28 +313,25 @@ def make_distill_step(
   return jax.jit(distill_step, donate_argnums=0)
 
 
-def _update(state, grads, optimizer, learning_rate, *, has_tokens, ema_decay):
+def _update(state, grads, optimizer, learning_rate, *, is_usable, ema_decay):
   """One optimizer step where the gradient is usable, else none."""
-  grad_norm = optax.tree.norm(grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: learning_rate * update, updates)
   params = optax.apply_updates(state.params, updates)
-  is_usable = has_tokens & jnp.isfinite(grad_norm)
   select = functools.partial(jnp.where, is_usable)
   params = jax.tree.map(select, params, state.params)
   opt_state = jax.tree.map(select, opt_state, state.opt_state)
   ema_params = state.ema_params
   if ema_params is not None:
     ema_params = jax.tree.map(
-      lambda ema, new: ema_decay * ema + (1 - ema_decay) * new,
+      lambda ema, new: select(ema_decay * ema + (1 - ema_decay) * new, ema),
       ema_params,
       params,
     )
-  state = TrainState(
+  return TrainState(
     step=state.step + 1,
     key=state.key,
     params=params,
     opt_state=opt_state,
     ema_params=ema_params,
   )
-  return state, grad_norm

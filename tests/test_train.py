@@ -8,6 +8,7 @@ import pytest
 from ogls_jax import (
   build,
   checkpoint,
+  loop,
   mesh,
   metrics,
   programs,
@@ -242,7 +243,10 @@ def test_profile_traces_the_updates_asked_for(unevaluated, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, unevaluated):
   config = small_config(
-    warmup__workdir=str(unevaluated), eval__num_questions=0, method='opsd'
+    warmup__workdir=str(unevaluated),
+    eval__num_questions=0,
+    method='opsd',
+    optimizer__max_skipped_steps=0,
   )
   train.train(config, tmp_path, stop_after_steps=2)
   good = final_state(tmp_path)
@@ -336,19 +340,6 @@ def test_a_start_that_fails_leaves_the_workdir_free(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_lines_end_at_newlines_only(tmp_path):
-  path = tmp_path / 'samples.jsonl'
-  lines = metrics.Lines(path, last_step=0)
-  lines.add({'step': 1, 'response': 'a\u2028b\u0085c'})
-  lines.add({'step': 2})
-  assert path.read_bytes().count(b'\n') == 2
-  metrics.Lines(path, last_step=1)
-  assert json.loads(path.read_text())['response'] == 'a\u2028b\u0085c'
-  path.write_text('{"step": 1}\nbroken\n{"step": 2}\n')
-  with pytest.raises(UserError, match='samples.jsonl:2'):
-    metrics.Lines(path, last_step=2)
-
-
 def test_a_bad_row_is_named_with_file_and_line(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "2"}\n')
@@ -371,3 +362,87 @@ def test_skipped_rows_are_counted_in_the_metrics(tmp_path):
   train.train(config, tmp_path / 'run')
   row = read_rows(tmp_path / 'run' / 'metrics.jsonl')[0]
   assert row['rows_skipped'] == 1
+
+
+def test_updates_that_are_not_finite_are_skipped_up_to_a_number(
+  tmp_path, unevaluated, capsys
+):
+  config = small_config(
+    warmup__workdir=str(unevaluated), eval__num_questions=0, method='sft',
+    num_steps=6, optimizer__max_skipped_steps=2,
+  )  # fmt: skip
+  original = rounds.solution_round
+  broken, calls = {2, 3, 5}, []
+
+  def spoiled(*args):
+    calls.append(1)
+    round_ = original(*args)
+    if len(calls) not in broken:
+      return round_
+    ids_RT = round_.batch.response_RT
+    # Past the vocabulary: the log-probability of such a token is nan.
+    batch = train.dataclasses.replace(
+      round_.batch, response_RT=jax.device_put(
+        np.full(ids_RT.shape, 2**30, np.int32), ids_RT.sharding
+      )
+    )  # fmt: skip
+    return train.dataclasses.replace(round_, batch=batch)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rounds, 'solution_round', spoiled)
+    with pytest.raises(FloatingPointError, match='step 5: .*max_skipped_steps'):
+      train.train(config, tmp_path)
+  rows = read_rows(tmp_path / 'metrics.jsonl')
+  assert [row['updates_skipped'] for row in rows] == [0, 1, 2, 2, 3]
+  assert [row['loss'] is None for row in rows] == [
+    False, True, True, False, True,
+  ]  # fmt: skip
+  assert '2 of at most 2' in capsys.readouterr().out
+  assert final_state(tmp_path)['step'] == 4
+  # The count goes on after a restart.
+  train.train(config, tmp_path)
+  rows = read_rows(tmp_path / 'metrics.jsonl')
+  assert [row['updates_skipped'] for row in rows] == [0, 1, 2, 2, 2, 2]
+
+
+def test_the_best_by_evaluation_is_kept_and_a_restart_changes_nothing(
+  tmp_path,
+):
+  config = small_config(
+    warmup__num_steps=0, method='sft', num_steps=5,
+    eval__every_steps=1, checkpoint__keep=1, checkpoint__every_steps=5,
+  )  # fmt: skip
+  original, shares = loop.evaluation.evaluate, iter([9, 1, 6, 3, 2, 1])
+
+  def evaluate(*args, **kwargs):
+    shares_Q, num_timeouts = original(*args, **kwargs)
+    return np.full_like(shares_Q, next(shares) / 10), num_timeouts
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop.evaluation, 'evaluate', evaluate)
+    train.train(config, tmp_path)
+  rows = read_rows(tmp_path / 'metrics.jsonl')
+  found = [row['eval_accuracy'] for row in rows]
+  assert found == [None, *(pytest.approx(x) for x in (0.1, 0.6, 0.3, 0.2))]
+  steps = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert steps == {'2', '5'}
+
+
+def test_a_collapse_stops_the_run_if_the_config_says_so(tmp_path, unevaluated):
+  config = small_config(
+    warmup__workdir=str(unevaluated), eval__num_questions=0, method='sft',
+    num_steps=40, stop__on_collapse=True, stop__patience_steps=2,
+  )  # fmt: skip
+  original, calls = reporting.divide_metrics, []
+
+  def collapsing(sums):
+    calls.append(1)
+    values = original(sums)
+    return values | {'entropy': 0.7 if len(calls) < 30 else 0.0}
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reporting, 'divide_metrics', collapsing)
+    with pytest.raises(UserError, match='step 31: entropy = 0 .*2 updates'):
+      train.train(config, tmp_path)
+  rows = read_rows(tmp_path / 'metrics.jsonl')
+  assert [row['warnings'] for row in rows[27:]] == [0, 0, 1, 1]
