@@ -5,9 +5,10 @@
 #
 #   up      create, set up, train until done (again after each preemption), delete
 #   create  ask for the slice, as a queued resource, and wait until it is there
-#   setup   copy this checkout to all workers and install what it needs
+#   setup   copy the last commit to all workers and install what it needs
 #   run     start training on all workers; it goes on without this script
-#   resume  train until done: create, set up and start again whenever needed
+#   resume  train until done: create, set up and start again whenever needed; where
+#           it is training already, wait for its end first
 #   logs    follow the first worker's log
 #   status  what runs in the zone, and what of it bills (NAME is not needed)
 #   delete  end the slice and its billing
@@ -25,7 +26,8 @@
 #                         /mnt/ogls/runs/1p7b
 #   --keep                `up` leaves the slice running at its end
 #   --delete_on_exit      delete the slice however the script ends
-#   --max_failures=N      of training, other than preemptions; default 3
+#   --max_failures=N      in a row, of setup and training, other than preemptions;
+#                         as many refusals of the slice; default 3
 #   --progress_seconds=N  training that lasted so long starts the count again;
 #                         default 1800
 #   --poll_seconds=N      default 30
@@ -43,7 +45,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly REMOTE=ogls FOLDER=ogls_run # on the workers, under the home folder
 command='' name='' zone='' project='' type=v5litepod-16 runtime='' spot=''
 valid_for=6h bucket='' keep='' delete_on_exit='' max_failures=3 poll_seconds=30
-progress_seconds=1800 dry_run=''
+progress_seconds=1800 dry_run='' attempt='' starts=0
 while (($#)); do
   case $1 in
     -h | --help) usage && exit ;;
@@ -79,8 +81,17 @@ case $command in
   *) die "unknown command '$command'; see launch/tpu_vm.sh --help" ;;
 esac
 [[ $zone ]] || die '--zone= is missing, e.g. --zone=us-west4-a'
+need_numbers max_failures progress_seconds poll_seconds
 case $command in up | run | resume)
   ((${#training[@]})) || die 'nothing follows --: give --config=FILE --workdir=FOLDER'
+  ;;
+esac
+# Before anything bills.
+case $command in up | setup | resume)
+  if [[ ! $dry_run ]]; then
+    left_out=$(git -C "$here/.." status --porcelain 2>&1) || die "setup copies the last commit of $(cd "$here/.." && pwd), and git says '${left_out//$'\n'/ }'; use a clone of the repository"
+    [[ ! $left_out ]] || die "setup copies the last commit, without '${left_out//$'\n'/, }'; git commit or git stash -u first"
+  fi
   ;;
 esac
 if [[ ! $runtime ]]; then
@@ -159,46 +170,90 @@ on_workers() { # WORKER COMMAND
   run "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"
 }
 
+# Called in conditions, where errexit is off.
 setup() {
   local archive install
-  archive=$(mktemp -d)/ogls.tar.gz
-  run git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD
+  archive=$(mktemp -d)/ogls.tar.gz || return
+  run git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD || return
   run "${tpus[@]}" tpu-vm scp "$archive" "$name:ogls.tar.gz" "${where[@]}" \
-    --worker=all
-  # The images have Python 3.10.
-  install="set -e; mkdir -p $REMOTE; tar -xzf ogls.tar.gz -C $REMOTE; cd $REMOTE
+    --worker=all || return
+  # Nothing is replaced under a process that runs: worker.sh's lock. The images have
+  # Python 3.10.
+  install="set -e; mkdir -p $REMOTE $FOLDER; exec 9>>$FOLDER/lock
+flock -w 120 9 || { echo \"error: \$HOSTNAME is training; launch/tpu_vm.sh resume waits for its end\" >&2; exit 1; }
+tar -xzf ogls.tar.gz -C $REMOTE; cd $REMOTE
 sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv
 python3.11 -m venv .venv
 .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
   if [[ $bucket ]]; then
     install+="
 sudo mkdir -p /mnt/ogls && sudo chown \"\$USER\" /mnt/ogls
-mountpoint -q /mnt/ogls || gcsfuse --implicit-dirs $(quoted "$bucket") /mnt/ogls"
+mountpoint -q /mnt/ogls || gcsfuse --implicit-dirs $(quoted "$bucket") /mnt/ogls 9>&-"
   fi
   on_workers all "$install"
 }
 
+# A start that failed on some workers is repeated as the same attempt, which leaves
+# the others alone.
 start() {
-  local script
-  script="nohup bash $REMOTE/launch/worker.sh \$HOME/$FOLDER -- $(quoted "${training[@]}")"
-  on_workers all "mkdir -p $FOLDER; rm -f $FOLDER/exit_code; $script </dev/null >/dev/null 2>&1 &"
+  [[ $attempt ]] || attempt=$(date +%s)-$$-$((++starts))
+  on_workers all "bash $REMOTE/launch/worker.sh \$HOME/$FOLDER $attempt -- $(quoted "${training[@]}")" || return
+  attempt=''
 }
 
-# Leaves the exit code of training, or `lost`, in `code`. Not printed: a signal
+# Leaves training's exit code in `code`, or `running`, or `lost`: there is none, and
+# nobody holds worker.sh's lock (a reboot, no memory, never started).
+ask() {
+  code=$(on_workers 0 "cat $FOLDER/exit_code 2>/dev/null && exit
+mkdir -p $FOLDER; flock -ns $FOLDER/lock true || { echo running; exit; }
+cat $FOLDER/exit_code 2>/dev/null || echo lost") || return
+  code=${code##*$'\n'}
+}
+
+# Until `code` is one that ends, or `gone`, with the slice. Not printed: a signal
 # would wait for the end of a command substitution.
 wait_for_training() {
   while :; do
-    if code=$(on_workers 0 "cat $FOLDER/exit_code 2>/dev/null || echo running"); then
-      code=${code##*$'\n'}
+    if ask; then
       [[ $code == running ]] || return 0
-    elif [[ $(state) != ACTIVE ]]; then
-      code=lost
-      return 0
     else
-      say "$name: no answer; trying again"
+      case $(state) in
+        # UNKNOWN may be this machine's own network: training goes on.
+        ACTIVE | UNKNOWN) say "$name: no answer; trying again" ;;
+        *) code=gone && return ;;
+      esac
     fi
     sleep "$poll_seconds"
   done
+}
+
+# 0 when training runs, which it may do already: a script before this one started it.
+begin() {
+  if [[ ! $is_set_up ]]; then
+    if ask && [[ $code == running ]]; then
+      say "$name: already training; waiting for its end"
+      return
+    fi
+    setup || return
+    is_set_up=1
+  fi
+  start || return
+  say "$name: training"
+}
+
+# Counts a failure, and is 1 after too many in a row. It is none where the slice was
+# taken away meanwhile, or cannot be asked.
+may_retry() { # WHAT
+  local now
+  now=$(state)
+  if [[ $now != ACTIVE ]]; then
+    say "$name: $1, while $now"
+  elif ((++failures <= max_failures)); then
+    say "$name: $1; again, $failures of $max_failures"
+  else
+    say "$name: $1, $failures times: giving up"
+    return 1
+  fi
 }
 
 delete() {
@@ -210,7 +265,7 @@ delete() {
 }
 
 resume() {
-  local failures=0 is_set_up='' code='' began
+  local failures=0 refusals=0 is_set_up='' code='' began what
   if [[ $dry_run ]]; then
     create && setup && start
     return
@@ -221,29 +276,33 @@ resume() {
       NONE)
         is_set_up=''
         if ! create; then
-          ((++failures <= max_failures)) || die "$name cannot be had, after $failures tries"
+          ((++refusals <= max_failures)) || die "$name cannot be had, after $refusals tries"
           sleep "$poll_seconds"
           continue
         fi
+        refusals=0
         ;;
       FAILED | SUSPENDED)
         say "$name was taken away, or never there; asking again"
         is_up=1 is_set_up=''
         delete || die "$name cannot be deleted; see launch/tpu_vm.sh status"
-        ((++failures <= max_failures)) || [[ $spot ]] || die "$name failed $failures times"
         sleep "$poll_seconds"
         continue
         ;;
-      *) is_up=1 && { wait_until_active || true; } && continue ;;
+      *) # on its way here or out, or no answer
+        is_up=1
+        wait_until_active || sleep "$poll_seconds"
+        continue
+        ;;
     esac
-    if [[ ! $is_set_up ]]; then
-      setup || { sleep "$poll_seconds" && continue; }
-      is_set_up=1
+    if ! begin; then
+      may_retry 'setup or start failed' || return 1
+      sleep "$poll_seconds"
+      continue
     fi
-    start || { sleep "$poll_seconds" && continue; }
-    say "$name: training"
     began=$SECONDS
     wait_for_training
+    ((SECONDS - began < progress_seconds)) || failures=0
     case $code in
       "$DONE") say "$name: done" && return ;;
       "$BAD_INPUT")
@@ -251,15 +310,13 @@ resume() {
         say "$name: exit code 2, bad input: the same again would fail the same way"
         return "$BAD_INPUT"
         ;;
-      "$PREEMPTED" | lost) say "$name: preempted" ;;
+      "$PREEMPTED" | gone) say "$name: preempted" ;;
       *)
         on_workers 0 "tail -n 20 $FOLDER/run.log" >&2 || true
-        ((SECONDS - began < progress_seconds)) || failures=0
-        ((++failures <= max_failures)) || {
-          say "$name: exit code $code, $failures times"
-          return 1
-        }
-        say "$name: exit code $code; again, $failures of $max_failures"
+        what="exit code $code"
+        # The worker may have rebooted: mount the bucket again.
+        [[ $code != lost ]] || what='no exit code and no process any more' is_set_up=''
+        may_retry "$what" || return 1
         ;;
     esac
     sleep "$poll_seconds"

@@ -1,12 +1,17 @@
 """The launch scripts, with stand-ins for gcloud, kubectl, srun and training."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
+import threading
 import time
 
 import pytest
@@ -24,18 +29,22 @@ STAND_IN = """#!{python}
 import json, pathlib, sys
 folder = pathlib.Path({folder!r})
 name = pathlib.Path(sys.argv[0]).name
-with open(folder / 'calls.jsonl', 'a') as file:
-  file.write(json.dumps([name, *sys.argv[1:]]) + '\\n')
+if name != 'git':
+  with open(folder / 'calls.jsonl', 'a') as file:
+    file.write(json.dumps([name, *sys.argv[1:]]) + '\\n')
 play = folder / 'play.json'
 state = json.loads(play.read_text())
 words, code, answer = sys.argv[1:], 0, ''
 def take(key):
-  rows = state[key]
+  rows = state.get(key, [0])
   return rows.pop(0) if len(rows) > 1 else rows[0]
 if name == 'gcloud' and 'describe' in words:
   answer = take('states')
   if answer == 'NONE':
     print('NOT_FOUND: no such resource', file=sys.stderr)
+    answer, code = '', 1
+  if answer == 'NETWORK':
+    print('could not resolve host', file=sys.stderr)
     answer, code = '', 1
 elif name == 'gcloud' and 'create' in words:
   state['states'] = take('after_create')
@@ -49,6 +58,16 @@ elif name == 'gcloud' and any('cat ogls_run/exit_code' in w for w in words):
     answer, code = '', 255
 elif name == 'gcloud' and 'list' in words and '--format=value(name)' in words:
   answer = state.get('running', '')
+elif name == 'gcloud' and 'scp' in words:
+  code = take('scp')
+elif name == 'gcloud' and any('pip install' in w for w in words):
+  code = take('setup')
+elif name == 'gcloud' and any('worker.sh' in w for w in words):
+  code = take('start')
+elif name == 'git' and 'status' in words:
+  answer, code = take('git_status') or '', 128 * ('no_git' in state)
+elif name == 'git':
+  code = take('archive')
 elif name == 'srun':
   code = state['code']
 play.write_text(json.dumps(state))
@@ -64,7 +83,7 @@ class Stage:
   def __init__(self, folder, **play):
     self.folder = folder
     text = STAND_IN.format(python=sys.executable, folder=str(folder))
-    for name in ('gcloud', 'kubectl', 'srun', 'scontrol'):
+    for name in ('gcloud', 'git', 'kubectl', 'srun', 'scontrol'):
       (folder / name).write_text(text)
       (folder / name).chmod(0o755)
     (folder / 'play.json').write_text(json.dumps(play))
@@ -83,6 +102,11 @@ class Stage:
       return []
     return [json.loads(line) for line in path.read_text().splitlines()]
 
+  def commands(self, part):
+    """What the workers were given that has `part` in it."""
+    words = [word for call in self.calls() for word in call if part in word]
+    return [word.removeprefix('--command=') for word in words]
+
   def verbs(self):
     """The calls that change or use something, by their verb."""
     verbs = []
@@ -90,7 +114,7 @@ class Stage:
       for verb in ('create', 'delete', 'scp', 'ssh'):
         if verb in call:
           command = next((x for x in call if x.startswith('--command=')), '')
-          kind = 'start' if 'worker.sh' in command else verb
+          kind = 'start' if '/worker.sh' in command else verb
           kind = 'setup' if 'pip install' in command else kind
           verbs.append('poll' if 'exit_code 2>' in command else kind)
     return verbs
@@ -121,19 +145,15 @@ def test_up_goes_through_a_preemption_and_ends_with_nothing_running(tmp_path):
     tmp_path,
     states=['NONE'],
     after_create=[
-      ['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'],
+      # Taken away while it trains: ssh fails, and the state says why.
+      ['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE', 'SUSPENDED'],
       ['ACTIVE'],
     ],
-    answers=['running', 'running', '0'],
+    answers=['lost', 'running', 'no ssh', 'lost', 'running', '0'],
   )
-  # Taken away while it trains: ssh fails, and the state says why.
-  play = json.loads((tmp_path / 'play.json').read_text())
-  play['after_create'][0] += ['SUSPENDED']
-  play['answers'] = ['running', 'no ssh', 'running', '0']
-  (tmp_path / 'play.json').write_text(json.dumps(play))
   result = stage.run('tpu_vm.sh', 'up', *ZONE, '--spot', *GIVEN)
   assert result.returncode == 0, result.stderr
-  once = ['create', 'scp', 'setup', 'start']
+  once = ['create', 'poll', 'scp', 'setup', 'start']
   assert stage.verbs() == [
     *once, 'poll', 'poll', 'delete', *once, 'poll', 'poll', 'delete'
   ]  # fmt: skip
@@ -147,10 +167,14 @@ def test_up_goes_through_a_preemption_and_ends_with_nothing_running(tmp_path):
 
 
 def test_a_notice_starts_the_same_command_again(tmp_path):
-  stage = Stage(tmp_path, states=['ACTIVE'], answers=['75', '0'])
+  stage = Stage(tmp_path, states=['ACTIVE'], answers=['lost', '75', '0'])
   result = stage.run('tpu_vm.sh', 'resume', *ZONE, *GIVEN)
   assert result.returncode == 0, result.stderr
-  assert stage.verbs() == ['scp', 'setup', 'start', 'poll', 'start', 'poll']
+  assert stage.verbs() == [
+    'poll', 'scp', 'setup', 'start', 'poll', 'start', 'poll'
+  ]  # fmt: skip
+  one, two = (shlex.split(x)[3] for x in stage.commands('/worker.sh'))
+  assert one != two
   # The slice is still there, and the user is told.
   assert WARNING in result.stderr
   assert 'launch/tpu_vm.sh delete job --zone=us-west4-a' in result.stderr
@@ -169,11 +193,119 @@ def test_a_notice_starts_the_same_command_again(tmp_path):
 def test_failures_are_tried_again_so_often(
   tmp_path, answers, flags, code, starts
 ):
-  stage = Stage(tmp_path, states=['ACTIVE'], answers=answers)
+  stage = Stage(tmp_path, states=['ACTIVE'], answers=['lost', *answers])
   result = stage.run('tpu_vm.sh', 'resume', *ZONE, *flags, *GIVEN)
   assert result.returncode == code, result.stderr
   assert stage.verbs().count('start') == starts
   assert WARNING in result.stderr
+
+
+@pytest.mark.parametrize(
+  ('step', 'verbs'),
+  [
+    ('archive', ['poll']),
+    ('scp', ['poll', 'scp']),
+    ('setup', ['poll', 'scp', 'setup']),
+  ],
+)
+def test_a_setup_that_fails_is_given_up(tmp_path, step, verbs):
+  stage = Stage(tmp_path, states=['ACTIVE'], answers=['lost'], **{step: [1]})
+  result = stage.run('tpu_vm.sh', 'resume', *ZONE, '--max_failures=2', *GIVEN)
+  assert result.returncode == 1 and 'giving up' in result.stderr
+  assert stage.verbs() == verbs * 3
+  assert WARNING in result.stderr
+
+
+def test_a_start_that_fails_is_the_same_attempt_again(tmp_path):
+  stage = Stage(
+    tmp_path, states=['ACTIVE'], answers=['lost', '0'], start=[1, 1, 0]
+  )
+  result = stage.run('tpu_vm.sh', 'resume', *ZONE, '--max_failures=2', *GIVEN)
+  assert result.returncode == 0, result.stderr
+  assert stage.verbs() == ['poll', 'scp', 'setup', *['start'] * 3, 'poll']
+  assert len(set(stage.commands('/worker.sh'))) == 1
+
+
+def test_no_network_here_is_no_loss_there(tmp_path):
+  stage = Stage(
+    tmp_path,
+    states=['ACTIVE', 'NETWORK', 'NETWORK', 'ACTIVE'],
+    answers=['lost', 'no ssh', 'no ssh', 'running', '0'],
+  )
+  result = stage.run('tpu_vm.sh', 'resume', *ZONE, *GIVEN)
+  assert result.returncode == 0, result.stderr
+  assert stage.verbs().count('start') == 1
+  assert result.stderr.count('no answer') == 2
+
+
+def test_a_training_that_runs_already_is_waited_for(tmp_path):
+  stage = Stage(tmp_path, states=['ACTIVE'], answers=['running', '0'])
+  result = stage.run('tpu_vm.sh', 'resume', *ZONE, *GIVEN)
+  assert result.returncode == 0 and 'already training' in result.stderr
+  assert stage.verbs() == ['poll', 'poll']
+
+
+def test_a_training_that_is_gone_is_set_up_again(tmp_path):
+  stage = Stage(
+    tmp_path,
+    states=['ACTIVE'],
+    answers=['lost', 'running', 'lost', 'lost', 'running', '0'],
+  )
+  result = stage.run('tpu_vm.sh', 'resume', *ZONE, *GIVEN)
+  assert result.returncode == 0, result.stderr
+  once = ['poll', 'scp', 'setup', 'start', 'poll', 'poll']
+  # The other ssh is for the end of the log.
+  assert stage.verbs() == [*once, 'ssh', *once]
+
+
+@pytest.mark.parametrize(
+  'play',
+  [
+    {'answers': ['lost', 'no ssh'] * 3 + ['lost', '0']},
+    # The others notice a host that is gone, sooner than the state does.
+    {'answers': ['lost', '1'] * 3 + ['lost', '0']},
+    {'answers': ['lost'] * 4 + ['0'], 'setup': [1, 1, 1, 0]},
+  ],
+)
+def test_preemptions_are_no_failures(tmp_path, play):
+  stage = Stage(
+    tmp_path,
+    states=['NONE'],
+    after_create=[['ACTIVE', 'SUSPENDED']] * 3 + [['ACTIVE']],
+    **play,
+  )
+  result = stage.run('tpu_vm.sh', 'up', *ZONE, '--max_failures=0', *GIVEN)
+  assert result.returncode == 0, result.stderr
+  assert stage.verbs().count('create') == 4
+
+
+def test_progress_starts_the_count_again_whatever_its_end(tmp_path):
+  stage = Stage(
+    tmp_path,
+    states=['NONE'],
+    after_create=[['ACTIVE'] * 3 + ['SUSPENDED'], ['ACTIVE']],
+    setup=[1, 0, 1, 0],
+    answers=['lost', 'lost', '75', 'lost', 'lost', '0'],
+  )
+  flags = ['--max_failures=1', '--progress_seconds=0']
+  result = stage.run('tpu_vm.sh', 'up', *ZONE, *flags, *GIVEN)
+  assert result.returncode == 0, result.stderr
+  assert stage.verbs().count('create') == 2
+
+
+def test_a_slice_on_its_way_out_is_asked_for_now_and_then(tmp_path):
+  stage = Stage(
+    tmp_path,
+    states=['DELETING', 'DELETING', 'NONE'],
+    after_create=[['ACTIVE']],
+    answers=['lost', '0'],
+  )
+  shutil.copy(tmp_path / 'gcloud', tmp_path / 'sleep')
+  result = stage.run(
+    'tpu_vm.sh', 'up', 'job', '--zone=z', '--poll_seconds=7', *GIVEN
+  )
+  assert result.returncode == 0, result.stderr
+  assert stage.calls()[2] == ['sleep', '7']
 
 
 def test_a_slice_that_cannot_be_had_is_given_up(tmp_path):
@@ -183,8 +315,16 @@ def test_a_slice_that_cannot_be_had_is_given_up(tmp_path):
   assert stage.verbs() == ['create'] * 3
 
 
+def test_a_slice_that_fails_at_once_counts_once(tmp_path):
+  stage = Stage(tmp_path, states=['NONE'], after_create=[['FAILED']])
+  result = stage.run('tpu_vm.sh', 'up', *ZONE, '--max_failures=2', *GIVEN)
+  assert result.returncode == 2 and 'cannot be had' in result.stderr
+  assert stage.verbs() == ['create', 'delete'] * 2 + ['create']
+  assert WARNING in result.stderr
+
+
 def test_delete_on_exit_leaves_nothing(tmp_path):
-  stage = Stage(tmp_path, states=['ACTIVE'], answers=['2'])
+  stage = Stage(tmp_path, states=['ACTIVE'], answers=['lost', '2'])
   result = stage.run('tpu_vm.sh', 'resume', *ZONE, '--delete_on_exit', *GIVEN)
   assert result.returncode == 2 and WARNING not in result.stderr
   assert stage.verbs()[-1] == 'delete'
@@ -197,11 +337,13 @@ def test_an_interrupted_script_says_what_still_runs(tmp_path):
     [str(LAUNCH / 'tpu_vm.sh'), 'resume', *ZONE, *GIVEN],
     env=os.environ | {'PATH': path}, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
-  while 'poll' not in stage.verbs():
+  deadline = time.monotonic() + 30
+  while 'poll' not in stage.verbs() and time.monotonic() < deadline:
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
   _, text = process.communicate(timeout=30)
   assert process.returncode == 143 and WARNING in text
+  assert 'poll' in stage.verbs()
 
 
 def test_arguments_reach_the_workers_unchanged(tmp_path):
@@ -210,15 +352,12 @@ def test_arguments_reach_the_workers_unchanged(tmp_path):
   assert result.returncode == 0, result.stderr
   (call,) = [c for c in stage.calls() if any('worker.sh' in x for x in c)]
   assert '--worker=all' in call
-  (command,) = [x for x in call if x.startswith('--command=')]
+  (command,) = stage.commands('/worker.sh')
   # What a worker's shell makes of it, with `bash` in place of the script.
-  command = command.removeprefix('--command=').replace('nohup bash', 'show')
-  show = 'show() { shift 3; printf "%s\\0" "$@" >&3; }; '
-  command = command.replace('>/dev/null 2>&1 &', '')
+  show = 'bash() { shift 4; printf "%s\\0" "$@"; }; '
   read = subprocess.run(
-    ['bash', '-c', f'{show} cd {tmp_path}; exec 3>&1; {command}'],
-    stdout=subprocess.PIPE, check=True,
-  )  # fmt: skip
+    ['bash', '-c', show + command], stdout=subprocess.PIPE, check=True
+  )
   assert read.stdout.decode().split('\0')[:-1] == ODD
 
 
@@ -241,6 +380,12 @@ def test_status_says_what_bills(tmp_path):
     (['up', *ZONE, '--sport', *GIVEN], "unknown flag '--sport'"),
     (['up', *ZONE, '--type=tpu7x-8', *GIVEN], "--type='tpu7x-8' has no known"),
     (['delete', 'a;b', '--zone=z'], "NAME 'a;b' must be"),
+    (
+      ['up', *ZONE, '--progress_seconds=30m', *GIVEN],
+      "--progress_seconds='30m' is not a whole number",
+    ),
+    (['up', *ZONE, '--max_failures=x', *GIVEN], "--max_failures='x' is not"),
+    (['up', *ZONE, '--poll_seconds=', *GIVEN], "--poll_seconds='' is not a"),
   ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
@@ -248,6 +393,186 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
   result = stage.run('tpu_vm.sh', *arguments)
   assert result.returncode == 2 and message in result.stderr
   assert len(result.stderr.splitlines()) == 1 and stage.calls() == []
+
+
+@pytest.mark.parametrize('command', ['up', 'setup', 'resume'])
+@pytest.mark.parametrize(
+  ('play', 'message'),
+  [
+    (
+      {'git_status': [' M train.py\n?? b c.py']},
+      "without ' M train.py, ?? b c",
+    ),
+    ({'git_status': ['fatal: no'], 'no_git': 1}, "git says 'fatal: no'; use a"),
+  ],
+)
+def test_what_is_not_committed_is_named_first(tmp_path, command, play, message):
+  stage = Stage(tmp_path, **play)
+  result = stage.run('tpu_vm.sh', command, *ZONE, *GIVEN)
+  assert result.returncode == 2 and message in result.stderr
+  assert len(result.stderr.splitlines()) == 1 and stage.calls() == []
+  # The others copy nothing.
+  assert stage.run('tpu_vm.sh', 'delete', *ZONE).returncode == 0
+
+
+class Worker:
+  """A worker's home folder, where `python` trains until it is told a code."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    (folder / 'ogls/launch').mkdir(parents=True)
+    text = (LAUNCH / 'worker.sh').read_text()
+    assert 'flock -w 120' in text
+    text = text.replace('flock -w 120', 'flock -w 1')
+    (folder / 'ogls/launch/worker.sh').write_text(text)
+    (folder / 'ogls/.venv/bin').mkdir(parents=True)
+    (folder / 'ogls/.venv/bin/activate').write_text(f'PATH={folder}:$PATH')
+    (folder / 'python').write_text(WORKER_TRAINING)
+    (folder / 'python').chmod(0o755)
+    self.groups = []
+
+  def commands(self, *flags):
+    """What setup, a new start and a poll run here."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+    stage = Stage(folder, states=['ACTIVE'], answers=['lost', '0'])
+    result = stage.run('tpu_vm.sh', 'resume', *ZONE, *flags, '--', *ODD)
+    assert result.returncode == 0, result.stderr
+    parts = ['pip install', '/worker.sh', 'exit_code 2>']
+    return [stage.commands(part)[0] for part in parts]
+
+  def run(self, command):
+    """As sshd does: until the command and all that has its pipes is gone."""
+    path = f'{self.folder}{os.pathsep}{os.environ["PATH"]}'
+    process = subprocess.Popen(
+      ['bash', '-c', command.replace('flock -w 120', 'flock -w 1')],
+      cwd=self.folder,
+      env=os.environ | {'HOME': str(self.folder), 'PATH': path},
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      start_new_session=True,
+    )  # fmt: skip
+    self.groups.append(process.pid)
+    text, errors = process.communicate(timeout=30)
+    return process.returncode, text.strip(), errors
+
+  def signal(self, number):
+    for group in self.groups:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+  def ends(self, poll):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+      answer = self.run(poll)[1]
+      if answer != 'running':
+        return answer
+      time.sleep(0.05)
+    return 'running'
+
+  def wait_for_starts(self, number):
+    deadline = time.monotonic() + 30
+    while len(self.starts()) < number and time.monotonic() < deadline:
+      time.sleep(0.05)
+    return self.starts()
+
+  def starts(self):
+    path = self.folder / 'starts.jsonl'
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+WORKER_TRAINING = f"""#!{sys.executable}
+import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+home = pathlib.Path(os.environ['HOME'])
+with open(home / 'starts.jsonl', 'a') as file:
+  file.write(json.dumps(sys.argv[1:]) + '\\n')
+deadline = time.monotonic() + 60
+while not (home / 'code').exists() and time.monotonic() < deadline:
+  time.sleep(0.05)
+sys.exit(int((home / 'code').read_text()))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path):
+  if shutil.which('flock') is None:
+    pytest.skip('needs flock, which workers have')
+  worker = Worker(tmp_path)
+  yield worker
+  worker.signal(signal.SIGKILL)
+
+
+def test_a_worker_trains_once_at_a_time(worker):
+  setup, start, poll = worker.commands()
+  assert worker.run(poll)[1] == 'lost'
+  assert worker.run(start)[0] == 0
+  assert worker.run(poll)[1] == 'running'
+  # Again, as it failed on another worker.
+  assert worker.run(start)[0] == 0
+  _, other, _ = worker.commands()
+  for command in (other, setup):
+    code, _, errors = worker.run(command)
+    assert code == 1 and 'is training' in errors
+  assert worker.run(poll)[1] == 'running'
+  given = worker.wait_for_starts(1)
+  assert given == [['-m', 'ogls_jax.train', '--coordinator=auto', *ODD]]
+  (worker.folder / 'code').write_text('3')
+  assert worker.ends(poll) == '3'
+  # The code of the one before is no answer any more.
+  (worker.folder / 'code').unlink()
+  assert worker.run(other)[0] == 0
+  assert (
+    worker.run(poll)[1] == 'running' and len(worker.wait_for_starts(2)) == 2
+  )
+
+
+def test_a_mounted_bucket_does_not_hold_the_lock(worker):
+  setup, _, poll = worker.commands('--bucket=b')
+  for name, text in {
+    'sudo': '', 'python3.11': '', 'ogls/.venv/bin/pip': '',
+    'mountpoint': 'exit 1',
+    'gcsfuse': 'echo "$@" >mounted; sleep 60 </dev/null >/dev/null 2>&1 &',
+  }.items():  # fmt: skip
+    (worker.folder / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+    (worker.folder / name).chmod(0o755)
+  (worker.folder / 'new').touch()
+  with tarfile.open(worker.folder / 'ogls.tar.gz', 'w:gz') as archive:
+    archive.add(worker.folder / 'new', 'new')
+  code, _, errors = worker.run(setup)
+  assert code == 0, errors
+  assert (worker.folder / 'ogls/new').exists()
+  mounted = (worker.folder / 'ogls/mounted').read_text()
+  assert mounted == '--implicit-dirs b /mnt/ogls\n'
+  assert worker.run(poll)[1] == 'lost'
+
+
+def test_a_start_waits_for_the_end_of_the_one_before(worker):
+  _, start, poll = worker.commands()
+  _, other, _ = worker.commands()
+  assert worker.run(start)[0] == 0 and worker.wait_for_starts(1)
+  script = worker.folder / 'ogls/launch/worker.sh'
+  script.write_text(script.read_text().replace('flock -w 1', 'flock -w 20'))
+  timer = threading.Timer(1, (worker.folder / 'code').write_text, ['1'])
+  timer.start()
+  assert worker.run(other)[0] == 0
+  timer.join()
+  assert worker.ends(poll) == '1' and len(worker.starts()) == 2
+
+
+def test_a_worker_that_dies_is_lost(worker):
+  _, start, poll = worker.commands()
+  assert worker.run(start)[0] == 0 and worker.wait_for_starts(1)
+  worker.signal(signal.SIGKILL)
+  assert worker.ends(poll) == 'lost'
+
+
+def test_a_worker_keeps_the_code_after_a_notice(worker):
+  _, start, poll = worker.commands()
+  assert worker.run(start)[0] == 0 and worker.wait_for_starts(1)
+  worker.signal(signal.SIGHUP)
+  assert worker.run(poll)[1] == 'running'
+  worker.signal(signal.SIGTERM)
+  assert worker.ends(poll) == '75'
 
 
 @pytest.mark.parametrize(
