@@ -20,7 +20,6 @@ from ml_collections import config_dict
 
 from ogls_jax import build, program_cost, shapes
 from ogls_jax.compiled_sampling import compile_sampling
-from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.programs import (
   evaluation_options,
   make_programs,
@@ -60,9 +59,11 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-  """Bytes on each device between programs."""
+  """Bytes on each device between programs; `teacher`: where it is not the
+  starting model."""
 
   weights: int
+  teacher: int
   adapters: int
   optimizer: int
   cache: int
@@ -111,7 +112,6 @@ class Compiler:
   def __init__(
     self,
     config: config_dict.ConfigDict,
-    settings: DecoderSettings,
     sizes: Sizes,
     mesh,
     *,
@@ -120,8 +120,12 @@ class Compiler:
     """`note` gets a line about each program."""
     self._config, self._sizes, self.mesh = config, sizes, mesh
     self._note = note
+    settings = shapes.decoder_settings(config)
     self.base = shapes.base_model(config, settings, mesh)
     self.student = shapes.student_model(config, settings, self.base, mesh)
+    self.teacher = self.base
+    if config.method == 'kd':
+      self.teacher = shapes.load_kd_teacher(config, settings, mesh)
     self.state = shapes.init_state(config, self.student.params, mesh)
     self.programs: list[Program] = []
     self.cache_bytes = 0
@@ -132,12 +136,21 @@ class Compiler:
   def held(self) -> Held:
     """What stays on a device; cache: that of the largest."""
     adapters = self.student.params if self._config.lora.rank else ()
+    weights = shapes.bytes_per_device(self.base.params)
     return Held(
-      weights=shapes.bytes_per_device(self.base.params),
+      weights=weights,
+      teacher=shapes.bytes_per_device(self._models) - weights,
       adapters=shapes.bytes_per_device((adapters, self.state.ema_params)),
       optimizer=shapes.bytes_per_device(self.state.opt_state),
       cache=self.cache_bytes,
     )
+
+  @property
+  def _models(self):
+    """Weights that no update changes, each once."""
+    if self.teacher is self.base:
+      return self.base.params
+    return self.base.params, self.teacher.params, self.teacher.frozen
 
   def compile_all(self) -> None:
     """Fills `programs`, up to the first that does not fit by itself."""
@@ -205,7 +218,7 @@ class Compiler:
       self.student,
       shapes.prompt_batch(self._config, self.mesh, num_prompts),
       self.state.key,
-      lasting=(self.base.params, self.state),
+      lasting=(self._models, self.state),
       **options,
     )
     self.cache_bytes = max(self.cache_bytes, num_bytes)
@@ -214,15 +227,15 @@ class Compiler:
     c = self._config
     objective = build.objective(c, eos_ids=(0,))
     programs = make_programs(
-      c, self.student, self.base, objective=objective, eos_ids=(0,)
+      c, self.student, self.teacher, objective=objective, eos_ids=(0,)
     )
     batch = shapes.loss_batch(
       c, objective, self.mesh, group_size=self._sizes.group_size
     )
-    teacher = (self.base.params, self.base.frozen)
+    teacher = (self.teacher.params, self.teacher.frozen)
     self._run(
       'distill', programs.distill, self.state, self.student.frozen, teacher,
-      batch, live=(self.base.params, self.state, batch),
+      batch, live=(self._models, self.state, batch),
     )  # fmt: skip
 
 

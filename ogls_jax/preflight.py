@@ -19,12 +19,10 @@ import jax
 from absl import flags
 from ml_collections import config_dict
 
-from ogls_jax import build, chips, cli, program_cost, suggest
+from ogls_jax import chips, cli, program_cost, suggest
 from ogls_jax.compiled import Compiler, Program
 from ogls_jax.errors import UserError
 from ogls_jax.mesh import make_mesh
-from ogls_jax.models.known_sizes import known_settings
-from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.validate import validate
 
 DOES_NOT_FIT_CODE = 3
@@ -98,17 +96,6 @@ def find_slice(topology: str, num_slices: int) -> Slice:
   )
 
 
-def settings_of(config: config_dict.ConfigDict) -> DecoderSettings:
-  """Sizes of the model, without its weights where they are known."""
-  known = known_settings(config.model.path)
-  if known is not None:
-    return known
-  num_ids = 0
-  if not config.model.path:
-    num_ids = build.load_tokenizer_of(config).vocab_size
-  return build.decoder_settings(config, num_ids)
-
-
 def fits(program: Program, chip: chips.Chip) -> bool:
   """With all that lives beside it."""
   if program.limit_bytes is not None:
@@ -121,7 +108,7 @@ def compile_step(config: config_dict.ConfigDict, where: Slice) -> Compiler:
   sizes = validate(config, len(where.devices))
   mesh = make_mesh(dict(config.mesh), where.devices)
   with jax.set_mesh(mesh):
-    compiler = Compiler(config, settings_of(config), sizes, mesh, note=_note)
+    compiler = Compiler(config, sizes, mesh, note=_note)
     compiler.compile_all()
   return compiler
 

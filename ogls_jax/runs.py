@@ -89,6 +89,35 @@ def load_run(
   return TrainedRun(config, settings, tokenizer, step, student)
 
 
+def kd_teacher_config(
+  config: config_dict.ConfigDict,
+) -> tuple[config_dict.ConfigDict, str]:
+  """(the config of the model that teaches, what names it in errors).
+
+  Raises:
+    UserError: kd.teacher_workdir holds no run.
+  """
+  if not config.kd.teacher_path:
+    flag = f'kd.teacher_workdir = {config.kd.teacher_workdir!r}'
+    workdir = pathlib.Path(config.kd.teacher_workdir)
+    return read_run_config(workdir, flag=flag), flag
+  theirs = copy.deepcopy(config)
+  with theirs.unlocked():
+    theirs.model.path = config.kd.teacher_path
+    theirs.model.tokenizer_path = ''
+    theirs.model.quantize = ''
+  return theirs, f'kd.teacher_path = {config.kd.teacher_path!r}'
+
+
+def check_teacher_rows(num_rows: int, ours: int, *, flag: str) -> None:
+  """Rejects a teacher with other than `ours` rows in its output matrix."""
+  if num_rows != ours:
+    raise UserError(
+      f"{flag} has {num_rows} rows in its output matrix and this config's model"
+      f' {ours}; a teacher needs as many'
+    )
+
+
 def load_kd_teacher(
   config: config_dict.ConfigDict, tokenizer: Tokenizer, mesh
 ) -> build.Model:
@@ -97,18 +126,11 @@ def load_kd_teacher(
   Raises:
     UserError: there is no such model, or its ids are not those of `tokenizer`.
   """
-  if config.kd.teacher_path:
-    flag = f'kd.teacher_path = {config.kd.teacher_path!r}'
-    theirs = copy.deepcopy(config)
-    with theirs.unlocked():
-      theirs.model.path = config.kd.teacher_path
-      theirs.model.tokenizer_path = ''
-  else:
-    flag = f'kd.teacher_workdir = {config.kd.teacher_workdir!r}'
-    workdir = pathlib.Path(config.kd.teacher_workdir)
-    theirs = read_run_config(workdir, flag=flag)
-    if not (workdir / 'summary.json').is_file():
-      raise UserError(f'{flag} is not finished: it has no summary.json')
+  theirs, flag = kd_teacher_config(config)
+  workdir = pathlib.Path(config.kd.teacher_workdir)
+  is_run = not config.kd.teacher_path
+  if is_run and not (workdir / 'summary.json').is_file():
+    raise UserError(f'{flag} is not finished: it has no summary.json')
   their_tokenizer = build.load_tokenizer_of(theirs)
   if not has_same_ids(their_tokenizer, tokenizer):
     raise UserError(
@@ -116,12 +138,8 @@ def load_kd_teacher(
       ' this config'
     )
   settings = build.decoder_settings(theirs, their_tokenizer.vocab_size)
-  num_rows = build.decoder_settings(config, tokenizer.vocab_size).vocab_size
-  if settings.vocab_size != num_rows:
-    raise UserError(
-      f'{flag} has {settings.vocab_size} rows in its output matrix and this'
-      f" config's model {num_rows}; a teacher needs as many"
-    )
-  if config.kd.teacher_path:
-    return build.base_model(theirs, settings, mesh)
-  return load_run(workdir, mesh, step=theirs.num_steps, flag=flag).student
+  ours = build.decoder_settings(config, tokenizer.vocab_size).vocab_size
+  check_teacher_rows(settings.vocab_size, ours, flag=flag)
+  if is_run:
+    return load_run(workdir, mesh, step=theirs.num_steps, flag=flag).student
+  return build.base_model(theirs, settings, mesh)

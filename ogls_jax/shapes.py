@@ -13,9 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
-from ogls_jax import build, hints
+from ogls_jax import build, hints, runs
 from ogls_jax.batches import Hints, LossBatch, PromptBatch, TrainState
+from ogls_jax.errors import UserError
 from ogls_jax.mesh import ROW_AXES, shardings_of
+from ogls_jax.models.known_sizes import known_settings
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.numerics import round_up
 from ogls_jax.step import Objective
@@ -42,6 +44,17 @@ def bytes_per_device(tree) -> int:
     for leaf in jax.tree.leaves(tree)
     if isinstance(leaf, jax.ShapeDtypeStruct)
   )
+
+
+def decoder_settings(config: config_dict.ConfigDict) -> DecoderSettings:
+  """Sizes of the model, without its weights where they are known."""
+  known = known_settings(config.model.path)
+  if known is not None:
+    return known
+  num_ids = 0
+  if not config.model.path:
+    num_ids = build.load_tokenizer_of(config).vocab_size
+  return build.decoder_settings(config, num_ids)
 
 
 def _of_decoder(make):
@@ -77,6 +90,33 @@ def student_model(
   graphdef, adapters, _ = nnx.split(abstract, nnx.LoRAParam, ...)
   adapters = placed(adapters, shardings_of(adapters, mesh))
   return build.Model(graphdef, adapters, base.params)
+
+
+def load_kd_teacher(
+  config: config_dict.ConfigDict, settings: DecoderSettings, mesh: Mesh
+) -> build.Model:
+  """The model that teaches by `method='kd'`; a run need not be finished.
+
+  Args:
+    config: the student's.
+    settings: of the student.
+    mesh: where both are.
+
+  Raises:
+    UserError: its sizes cannot be known, or do not go with the student's.
+  """
+  theirs, flag = runs.kd_teacher_config(config)
+  try:
+    their_settings = decoder_settings(theirs)
+  except UserError as error:
+    raise UserError(f'{flag}: its sizes are not known: {error}') from error
+  runs.check_teacher_rows(
+    their_settings.vocab_size, settings.vocab_size, flag=flag
+  )
+  base = base_model(theirs, their_settings, mesh)
+  if config.kd.teacher_path:
+    return base
+  return student_model(theirs, their_settings, base, mesh)
 
 
 def init_state(

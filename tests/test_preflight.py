@@ -8,10 +8,12 @@ import sys
 
 import pytest
 
-from ogls_jax import chips, preflight
+from configs import tiny
+from ogls_jax import chips, preflight, shapes
 from ogls_jax.collectives import Collective
 from ogls_jax.compiled import has_same_sizes
 from ogls_jax.errors import UserError
+from ogls_jax.mesh import single_device_mesh
 from ogls_jax.models.known_sizes import known_settings
 from ogls_jax.program_cost import Cost
 
@@ -146,6 +148,52 @@ def test_an_evaluation_of_the_same_sizes_is_not():
   assert not has_same_sizes(training, (16, rollouts | {'group_size': 4}))
   assert not has_same_sizes(training, (16, rollouts | {'max_tokens': 64}))
   assert not has_same_sizes(None, (16, rollouts))
+
+
+def teaching_run(folder, **sizes):
+  """A workdir with the config of a model of these sizes, not trained yet."""
+  config = tiny.get_config()
+  config.model.update(sizes)
+  (folder / 'config.json').write_text(config.to_json())
+  return f'--config.kd.teacher_workdir={folder}'
+
+
+KD = ('--config.method=kd', '--config.kd.source=solutions', NOT_EVALUATED)
+
+
+@needs_libtpu
+def test_the_teacher_of_kd_is_the_model_that_teaches(tmp_path):
+  size = {'width': 256, 'num_layers': 7, 'mlp_size': 512}
+  found = run('--json', *KD, teaching_run(tmp_path, **size))
+  assert found.returncode == 0, found.stderr[-2000:]
+  report = json.loads(found.stdout)
+  held, (distill,) = report['held_bytes'], report['programs']
+  layer = 4 * 256 * 256 + 3 * 256 * 512
+  assert 4 * 7 * layer < held['teacher'] < 1.1 * 4 * 7 * layer
+  given = held['teacher'] + held['weights'] + held['optimizer']
+  assert given < distill['argument_bytes'] < 1.2 * given
+  # What trains has the starting model beside it.
+  assert distill['other_bytes'] == held['weights']
+  # Its layers are 4.3 times ours; the starting model would need 1.7 times as
+  # much as the student, for as many more tokens of prompt.
+  parts = distill['parts']
+  assert parts['hint reading']['flops'] > 4 * parts['student forward']['flops']
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'problem'),
+  [
+    ('teacher_path', 'nowhere', 'its sizes are not known: .*no such file'),
+    ('teacher_workdir', 'nowhere', 'no config.json'),
+    ('teacher_path', 'hub:Qwen/Qwen3-0.6B', '151936 rows in its output'),
+  ],
+)
+def test_a_teacher_that_cannot_be_is_one_line(key, value, problem):
+  config = tiny.get_config()
+  config.method, config.kd[key] = 'kd', value
+  settings = shapes.decoder_settings(config)
+  with pytest.raises(UserError, match=f"kd.{key} = '{value}'.*{problem}"):
+    shapes.load_kd_teacher(config, settings, single_device_mesh())
 
 
 @needs_libtpu
