@@ -4,8 +4,9 @@
 
 The global batch grows with the chips, two questions a chip; `mesh.fsdp` stays 8
 and `mesh.data` grows. Each size is one `preflight --json` (minutes; two cores).
-Times are bounds at the chip's published rates: compute, memory and links, each
-by itself, and the longest of the three. Writes OUT.json and OUT.png.
+Times are those at the chip's published rates: compute and memory, both bounds,
+and links, an estimate, each by itself, and the longest. Writes OUT.json and
+OUT.png.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def plot(rows: dict[int, dict], path: pathlib.Path) -> None:
       panel.plot(list(rows), values, marker='o', label=part)
     panel.set(
       xscale='log', xticks=list(rows), xticklabels=list(rows),
-      ylim=(0, 1300 * most), title=f'{title}, ms at the least',
+      ylim=(0, 1300 * most), title=f'{title}, ms at published rates',
       xlabel='chips (v5e)',
     )  # fmt: skip
     panel.minorticks_off()

@@ -1,4 +1,4 @@
-"""What the makers say of a TPU chip, and the least time of a program on it.
+"""What the makers say of a TPU chip, and a program's time at those rates.
 
 Sources, read in November 2026: docs.cloud.google.com/tpu/docs/{v4, v5e, v5p,
 v6e, tpu7x}. Nothing here was measured.
@@ -48,7 +48,10 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Seconds at the published rates, each by itself."""
+  """Seconds at the published rates, each by itself.
+
+  Compute and memory are bounds, links an estimate, as in `times`.
+  """
 
   compute: float
   memory: float
@@ -66,10 +69,12 @@ class Times:
 
 
 def times(cost: Cost, chip: Chip, *, is_ring: bool) -> Times:
-  """The least times of a device's share of a program.
+  """The times of a device's share of a program.
 
   A collective is taken to use the two links of one dim of the torus, half as
-  fast where the dim is no ring, or the network where it is between slices.
+  fast where not all dims are rings, or the network where it is between slices.
+  That of links is no bound: one over several dims may use more of them, and one
+  over a part of a dim has no ring.
 
   Args:
     cost: of one device.

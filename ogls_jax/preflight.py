@@ -5,7 +5,8 @@
 The very programs of training are compiled for the slice by the TPU compiler,
 which says what memory they take; their text, walked with its loops, says what
 they compute, read and send. Times are those at the chip's published rates, all
-of it overlapped: a bound, not a forecast. Exit code 0: it fits; 3: it does not.
+of it overlapped: bounds of compute and memory, an estimate of links. Exit code
+0: it fits; 3: it does not.
 """
 
 import dataclasses
@@ -145,7 +146,9 @@ def print_report(config, where: Slice, compiler: Compiler) -> None:
   held = dataclasses.asdict(compiler.held)
   print(
     'on each device, GiB: '
-    + ', '.join(f'{name} {size / _GIB:.2f}' for name, size in held.items())
+    + ', '.join(
+      f'{name} {size / _GIB:.2f}' for name, size in held.items() if size
+    )
   )
   layout = '{:12} {:>6} {:>10} {:>10} {:>8} {:>8}  {}'.format
   print(
@@ -173,20 +176,21 @@ def _print_times(programs: list[Program], where: Slice) -> None:
   for program in programs:
     for part, cost in program.costs.items():
       name = part if program.name == 'distill' else _title(program)
-      least = chips.times(cost, where.chip, is_ring=where.is_ring)
+      times = chips.times(cost, where.chip, is_ring=where.is_ring)
       links = sum(size for _, size in cost.collectives.values())
       print(
         layout(
           name, f'{cost.flops / 1e12:.4f}', f'{cost.num_bytes / 1e9:.3f}',
-          f'{links / 1e9:.4f}', f'{1e3 * least.compute:.3f}',
-          f'{1e3 * least.memory:.3f}', f'{1e3 * least.links:.3f}', least.bound,
+          f'{links / 1e9:.4f}', f'{1e3 * times.compute:.3f}',
+          f'{1e3 * times.memory:.3f}', f'{1e3 * times.links:.3f}', times.bound,
         )
       )  # fmt: skip
+  print('compute ms and memory ms are bounds, links ms is an estimate')
   for program in programs:
     found = program_cost.by_kind(program_cost.total(program.costs))
     texts = [
-      f'{times:,.0f} {kind} of {num_bytes / 1e6:,.1f} MB in all'
-      for kind, (times, num_bytes) in sorted(found.items())
+      f'{count:,.0f} {kind} of {num_bytes / 1e6:,.1f} MB in all'
+      for kind, (count, num_bytes) in sorted(found.items())
     ]
     print(f'{_title(program)}: {", ".join(texts) or "no collectives"}')
 
@@ -198,7 +202,7 @@ def _title(program: Program) -> str:
 
 
 def step_seconds(programs: list[Program], where: Slice) -> dict[str, float]:
-  """Least seconds: of sampling as long as can be, of the update, of both.
+  """Seconds: of sampling as long as can be, of the update, of both.
 
   Evaluation is no part of them. A token's time is taken to grow with the cache
   in a straight line.
@@ -240,19 +244,19 @@ def as_json(where: Slice, compiler: Compiler) -> dict:
       }
       for p in compiler.programs
     ],
-    'least_seconds': step_seconds(compiler.programs, where),
+    'step_seconds': step_seconds(compiler.programs, where),
   }  # fmt: skip
 
 
 def _cost_json(cost: program_cost.Cost, where: Slice) -> dict:
-  least = chips.times(cost, where.chip, is_ring=where.is_ring)
+  times = chips.times(cost, where.chip, is_ring=where.is_ring)
   return {
     'flops': cost.flops,
     'bytes': cost.num_bytes,
     'collectives': program_cost.by_kind(cost),
     'unknown': cost.unknown,
-    'seconds': dataclasses.asdict(least),
-    'bound': least.bound,
+    'seconds': dataclasses.asdict(times),
+    'bound': times.bound,
   }
 
 
@@ -277,7 +281,7 @@ def main() -> None:
         f'{name} {seconds:.3g} s'
         for name, seconds in step_seconds(compiler.programs, where).items()
       ]
-      print(f'at the least, every rollout at its limit: {", ".join(texts)}')
+      print(f'at these rates, every rollout at its limit: {", ".join(texts)}')
     if found:
       print(f'fits with {suggest.as_flags(found)}')
     elif flags.FLAGS.suggest and not is_fitting:
