@@ -61,6 +61,7 @@ def verdict(answer, reference):
     # names, units, words and choices
     ('x = 5', '5'),
     ('x=5', 'x = 10/2'),
+    ('x = .3', '.3'),
     ('f(x) = 2x', '2x'),
     ('x \\in [0, 2)', '[0,2)'),
     ('5 cm', '5'),
@@ -145,6 +146,9 @@ def test_equal(answer, reference):
     ('(0, \\infty)', '(0, -\\infty)'),
     ('10,000', '10.000'),
     ('3,000', '3'),
+    ('1, 234', '1,234'),
+    ('1 , 234', '1234'),
+    ('[-\\infty, 2)', '(-\\infty, 2)'),
     ('3\\pm1', '4'),
     ('101_2', '101'),
     ('101_2', '5'),
@@ -292,6 +296,7 @@ def test_what_math_verify_may_see(text):
     '\\text{x}', '\\write18', '\\int x', '\\sum', '\\', '9^{9^{9}}', '9^9^9^9',
     '9^{999}', '99!', '(9!)!', '9!!', '9**9', '1' * 13, '{' * 9 + '}' * 9,
     'x' + '+x' * 100, 'AB', 'word', '1 2', '12_5', 'f(x)', '1/2x',
+    '2^x1', '\\sin x \\infty', '0.5 = x = y', '1\\\\2',
   ],
 )  # fmt: skip
 def test_what_math_verify_must_not_see(text):

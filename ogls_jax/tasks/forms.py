@@ -90,10 +90,10 @@ def compare(answer: str, reference: str) -> bool | None:
 def _parse(text, depth):
   if depth > _MAX_DEPTH:
     raise Unsupported('deep nesting')
-  text = text.strip(' .')
+  text = text.strip().rstrip(' .')
   if match := latex.TEXT_GROUP.fullmatch(text):
-    text = match[1].strip(' .')
-  words = latex.TEXT_GROUP.sub(r'\1', text).strip(' .')
+    text = match[1].strip().rstrip(' .')
+  words = latex.TEXT_GROUP.sub(r'\1', text).strip().rstrip(' .')
   if match := _CHOICE.fullmatch(words):
     return _Form('choice', match[1])
   if _WORDS.fullmatch(words):
@@ -154,7 +154,11 @@ def _parse_whole(text, depth):
   if text[:1] in ('(', '[') and text[-1:] in (')', ']'):
     items = _items(text[1:-1], is_inside=True) if _is_wrapped(text) else []
     if len(items) > 1:
-      return _Form(text[0] + text[-1], tuple(_parse_all(items, depth)))
+      forms = tuple(_parse_all(items, depth))
+      ends = zip(text[0] + text[-1], (forms[0], forms[-1]), strict=True)
+      if any(b in '[]' and form.kind == 'infinity' for b, form in ends):
+        raise expressions.Ambiguous('an end that is infinite and closed')
+      return _Form(text[0] + text[-1], forms)
   return _Form('value', expressions.parse(text))
 
 
@@ -272,12 +276,19 @@ def _is_same_bag(a, b) -> bool | None:
     bags = [_distinct(bag) for bag in bags]
   if len(bags[0]) != len(bags[1]):
     return False
+  alone = []
   for item in bags[0]:
     verdicts = [_is_equal(item, other) for other in bags[1]]
-    if True not in verdicts:
-      return None if None in verdicts else False
-    bags[1].pop(verdicts.index(True))
-  return True
+    if True in verdicts:
+      bags[1].pop(verdicts.index(True))
+    else:
+      alone.append(item)
+  if not alone:
+    return True
+  # What has no equal may still have one that is undecided, on either side.
+  rows = [[_is_equal(a, b) for b in bags[1]] for a in alone]
+  lines = [*rows, *zip(*rows, strict=True)]
+  return None if all(None in line for line in lines) else False
 
 
 def _distinct(items):

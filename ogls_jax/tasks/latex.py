@@ -28,13 +28,16 @@ _REWRITES = [
     (r'\{,\}(?=[0-9])', ','),
     (r'\\(?:left|right)(?![A-Za-z])', ''),
     (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
-    (r'\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})', ''),
-    (r'\\degree(?![A-Za-z])|\u00b0', ''),
+    # A space, lest 60^\circ,120^\circ be a large number.
+    (r'\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})', ' '),
+    (r'\\degree(?![A-Za-z])|\u00b0', ' '),
     # \frac12, \frac 5{12}, \frac{5}2, \sqrt3: the braces TeX lets one omit.
     (r'\\(frac|sqrt) ?([0-9])', r'\\\1{\2}'),
     (r'\\frac(\{[^{}]*\}) ?([0-9])', r'\\frac\1{\2}'),
   )
 ]
+# `1, 234` is not `1,234`.
+_TWO_ITEMS = re.compile(r'(?<=[0-9])(?: , ?|, )(?=[0-9]{3}(?![0-9]))')
 _CURRENCY = re.compile(r'\\?\$')
 _PERCENT = re.compile(r'\\?%')
 
@@ -69,6 +72,7 @@ def clean(answer: str) -> str:
 def strip_spaces(answer: str) -> str:
   """A cleaned answer without percent signs, text commands and most spaces."""
   answer = TEXT_GROUP.sub(r'\1', answer.replace('%', ''))
+  answer = _TWO_ITEMS.sub(';', answer)
   # A space between two digits stays: `1 2` is not `12`.
   answer = re.sub(r'(?<![0-9]) | (?![0-9])', '', ' '.join(answer.split()))
   return answer.rstrip('.')

@@ -36,14 +36,23 @@ _HARMFUL = re.compile(
   r'|[A-Z]{2}|[A-Za-z]{4}'  # words and names of points, not products
   r'|(?<![A-Za-z])[fghFGHPQ] ?\('  # a function is read as a factor
   r'|/ ?(?:[0-9.]+|[A-Za-z]) ?[A-Za-z(]'  # a/bc
+  r'|[A-Za-z)}\]] ?[0-9]'  # a number after a factor
+  r'|=.*='  # of a chain only one end is compared
 )
+# The end of an interval; as a factor it would swallow the others.
+_INFINITE_END = re.compile(r'(?<=[,(\[<]) ?[+-]? ?\\infty(?= ?[,)\]])')
+# Of an equation against no equation only the right side is compared.
+_NAMED = re.compile(r' ?([A-Za-z]) ?=([^=]*)')
 
 
 def is_harmless(text: str) -> bool:
   """Whether a cleaned answer (`latex.clean`) may be given to math-verify."""
   if len(text) > _MAX_CHARS or _MARK in text:
     return False
-  rest = _ENVIRONMENT.sub(_MARK, text)
+  rest = _INFINITE_END.sub('x', text)
+  if '\\infty' in rest or ('\\\\' in text and '\\begin' not in text):
+    return False
+  rest = _ENVIRONMENT.sub(_MARK, rest)
   if any(name not in _COMMANDS for name in _COMMAND.findall(rest)):
     return False
   rest = _COMMAND.sub(_MARK, rest)
@@ -61,6 +70,11 @@ def candidates(text: str, reference: str) -> tuple[str, str] | None:
   if pair[0] is None or max(map(len, pair)) > 2 * _MAX_CHARS:
     return None
   pair = tuple(latex.clean(answer) for answer in pair)
+  has_sides = ['=' in answer for answer in pair]
+  if has_sides[0] != has_sides[1]:
+    match = _NAMED.fullmatch(pair[has_sides.index(True)])
+    if match is None or match[1] in match[2]:
+      return None
   return pair if all(map(is_harmless, pair)) and all(pair) else None
 
 
@@ -95,6 +109,8 @@ def is_equal(answer: str, reference: str) -> bool:
       f'${text}$',
       [config],
       fallback_mode='no_fallback',
+      # Not a part of the text where all of it cannot be read.
+      extraction_mode='first_match',
       parsing_timeout=None,
       raise_on_error=True,
     )
