@@ -17,7 +17,7 @@ from ogls_jax.tasks.question import Question
 
 # Stands in for math-verify and does on request what it must not.
 STAND_IN = """
-import dataclasses, time
+import dataclasses, os, time
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
@@ -43,6 +43,10 @@ def verify(_, target, **__):
     time.sleep(60)
   if what == 'g$':
     sum(range(10**12))  # holds the lock of the interpreter
+  if what == 'k$':
+    return 'OGLS_TOKEN' not in os.environ and 'PATH' in os.environ
+  if what == 'b$':
+    bytearray(2**40)
   if what == 'm$':
     fill()
   if what == 'e$':
@@ -115,23 +119,33 @@ def test_a_worker_that_takes_too_long_is_killed_and_replaced(
     [False, False, True],
     [True, True, False],
   )
-  assert time.monotonic() - began < 15
+  # Sooner than the kernel, which would end them at 1 + 10 seconds.
+  assert time.monotonic() - began < 9
   assert not [w for w in first if w.is_running()]
 
 
-@pytest.mark.parametrize('what', ['m', 'e', 'd'])
+@pytest.mark.parametrize('what', ['m', 'b', 'e', 'd'])
 def test_a_worker_that_takes_too_much_memory_is_replaced(stand_in, make, what):
-  """`e` passes over the MemoryError as sympy may; `d` ends by itself."""
-  grader = make(symbolic_seconds=30, symbolic_mib=512)
+  """`b` asks for all at once; `e` passes over the MemoryError, as sympy may;
+  `d` ends by itself.
+  """
+  grader = make(symbolic_seconds=60, symbolic_mib=512)
+  began = time.monotonic()
   assert grade(grader, f'\\sin {what}', '\\sin x', '1') == (
     [False, True, False],
     [True, False, False],
   )
+  assert time.monotonic() - began < 40  # it was not the limit of time
 
 
 def test_what_math_verify_raises_is_no_match(stand_in, make):
   grader = make()
   assert grade(grader, '\\sin r', '\\sin x') == ([False, True], [False, False])
+
+
+def test_workers_see_no_secrets(stand_in, make, monkeypatch):
+  monkeypatch.setenv('OGLS_TOKEN', 'secret')
+  assert grade(make(), '\\sin k') == ([True], [False])
 
 
 def test_zero_seconds_turn_symbolic_equality_off(stand_in, make):
@@ -228,7 +242,7 @@ wait()
   time.sleep(1.5)  # one is at work on the sum by now
   os.kill(parent.pid, signal.SIGKILL)
   parent.wait()
-  assert not psutil.wait_procs(children, timeout=20)[1]
+  assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def test_a_missing_math_verify_is_named(monkeypatch):

@@ -10,6 +10,8 @@ from typing import Any
 from ogls_jax.errors import UserError
 
 _START_SECONDS = 120
+# What a worker may know of the environment; not the tokens and keys in it.
+_VARIABLES = ('PATH', 'LD_LIBRARY_PATH', 'LANG', 'LC_ALL', 'TMPDIR')
 _MAX_REPLY_BYTES = 2**16
 # Not the standard library's pools: their workers import the main program, and
 # so JAX. The path is that of this process.
@@ -86,6 +88,7 @@ class Sandbox:
         + [str(n) for n in (theirs.fileno(), os.getpid(), self._limit_mib)],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
+        env={k: v for k, v in os.environ.items() if k in _VARIABLES},
         # A signal to the run's group is not for the workers: the run ends them.
         start_new_session=True,
       )

@@ -1,7 +1,7 @@
 """The process that grades: it reads questions from a pipe until that closes.
 
-It imports neither JAX nor the main program, holds no secrets, and may be killed
-at any moment. Requests and replies are JSON, so that nothing it sends can run
+It imports neither JAX nor the main program, sees none of the environment's
+secrets, and may be killed at any moment. Requests and replies are JSON, so that nothing it sends can run
 in the process that started it.
 """
 
@@ -25,7 +25,7 @@ VERDICTS = {
 }
 _MIB = 2**20
 # The kernel ends a worker so long after its parent should have.
-_GRACE_SECONDS = 5
+_GRACE_SECONDS = 10
 # Of the memory limit: what was in use when an allocation failed.
 _NEARLY_ALL = 0.9
 
