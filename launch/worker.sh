@@ -13,6 +13,10 @@ shift 3
 cd "$here/.."
 # shellcheck disable=SC1091
 . .venv/bin/activate
+# Where the bucket is mounted, if there is one.
+if [[ -z ${OGLS_DATA_DIR:-} && -d /mnt/ogls/data ]]; then
+  export OGLS_DATA_DIR=/mnt/ogls/data
+fi
 mkdir -p "$folder"
 exec 9>>"$folder/lock"
 if ! flock -n 9; then

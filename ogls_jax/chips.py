@@ -24,6 +24,7 @@ class Chip:
     num_devices: JAX devices of a chip; they share all of the above.
     ring_chips: a dim of the torus closes to a ring where it is a multiple of
       this.
+    most_chips: along a dim, of the largest slice.
   """
 
   flops: float
@@ -35,14 +36,15 @@ class Chip:
   network_rate: float
   num_devices: int
   ring_chips: int
+  most_chips: int
 
 
 CHIPS = {
-  'v4': Chip(275e12, 32, 30.75, 1200e9, 600e9, 6, 3.1e9, 1, 4),
-  'v5e': Chip(197e12, 16, 15.75, 819e9, 400e9, 4, 3.1e9, 1, 16),
-  'v5p': Chip(459e12, 95, 95.73, 2765e9, 1200e9, 6, 6.25e9, 1, 4),
-  'v6e': Chip(918e12, 32, 31.24, 1638e9, 800e9, 4, 12.5e9, 1, 16),
-  'tpu7x': Chip(2307e12, 192, 94.74, 7380e9, 1200e9, 6, 12.5e9, 2, 4),
+  'v4': Chip(275e12, 32, 30.75, 1200e9, 600e9, 6, 3.1e9, 1, 4, 16),
+  'v5e': Chip(197e12, 16, 15.75, 819e9, 400e9, 4, 3.1e9, 1, 16, 16),
+  'v5p': Chip(459e12, 95, 95.73, 2765e9, 1200e9, 6, 6.25e9, 1, 4, 28),
+  'v6e': Chip(918e12, 32, 31.24, 1638e9, 800e9, 4, 12.5e9, 1, 16, 16),
+  'tpu7x': Chip(2307e12, 192, 94.74, 7380e9, 1200e9, 6, 12.5e9, 2, 4, 24),
 }
 
 

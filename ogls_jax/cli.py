@@ -130,6 +130,11 @@ def run(main: Callable[[], None]) -> None:
       if not jax.distributed.is_initialized():
         raise
       traceback.print_exc()
+      print(
+        'error: as above, here or on another host that has ended; the same'
+        ' command continues from the last checkpoint',
+        file=sys.stderr,
+      )
       hosts.leave(1)
 
   def parse(argv):

@@ -7,8 +7,10 @@ travel between hosts. On one host all of this does nothing.
 """
 
 import os
+import pathlib
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -25,6 +27,8 @@ NOT_SHARED = (
 # A host that is gone is noticed after so long, and the others stop.
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 15
+# File systems over a network show a new file so late at the most.
+_SEEN_SECONDS = 60
 
 
 def start(
@@ -76,8 +80,9 @@ def start(
 
   def give_up(reason):
     print(
-      f'error: {flag}: {reason}; start every process, each with its own'
-      ' --process_id, where it can reach the coordinator',
+      f'error: {flag}: {reason}; start every process, all with the same'
+      ' --num_processes and each with its own --process_id, where it can reach'
+      ' the coordinator',
       file=sys.stderr,
       flush=True,
     )
@@ -96,7 +101,7 @@ def start(
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
   except ValueError as error:
-    reason = ' '.join(str(error).split())[:200]
+    reason = ' '.join(str(error).split())[:200].rstrip('.')
     raise UserError(
       f'{flag}: {reason}; give --coordinator=HOST:PORT, --num_processes and'
       ' --process_id where auto finds nothing'
@@ -229,6 +234,21 @@ def check_agree(value: int, message: str) -> None:
   # As two halves: what travels has 32 bits.
   halves = np.array([value >> 31 & 0x7FFFFFFF, value & 0x7FFFFFFF], np.int32)
   if (_gather(halves) != halves[None]).any():
+    raise UserError(message)
+
+
+def check_shared(path: pathlib.Path, message: str) -> None:
+  """UserError with `message` where a host does not see the first one's file.
+
+  Every host has to call it, the first one once `path` is there.
+  """
+  if jax.process_count() == 1:
+    return
+  _gather(np.int32(0))
+  end = time.monotonic() + _SEEN_SECONDS
+  while not path.is_file() and time.monotonic() < end:
+    time.sleep(0.5)
+  if not _gather(np.int32(path.is_file())).all():
     raise UserError(message)
 
 

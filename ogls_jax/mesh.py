@@ -58,10 +58,13 @@ def mesh_shape(num_devices: int, axis_sizes: dict[str, int]) -> dict[str, int]:
   if free and num_devices % fixed == 0:
     sizes[free[0]] = num_devices // fixed
   elif free or fixed != num_devices:
-    raise UserError(
-      f'{text} does not fit {num_devices} device(s); try mesh.data=-1'
-      ' mesh.fsdp=1 mesh.model=1'
-    )
+    advice, rest = {}, num_devices
+    for axis in ('model', 'fsdp', 'data'):
+      advice[axis] = math.gcd(abs(sizes[axis]), rest)
+      rest //= advice[axis]
+    advice[free[0] if free else 'data'] = -1
+    tries = ' '.join(f'mesh.{axis}={advice[axis]}' for axis in AXES)
+    raise UserError(f'{text} does not fit {num_devices} device(s); try {tries}')
   return sizes
 
 

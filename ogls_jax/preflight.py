@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 
 import jax
@@ -63,10 +64,22 @@ def find_slice(topology: str, num_slices: int) -> Slice:
   """
   kind, _, shape = topology.partition(':')
   text = f'--topology={topology}'
-  if kind.lower() not in chips.CHIPS or not shape:
+  num_dims = {4: 2, 6: 3}
+  chip = chips.CHIPS.get(kind.lower())
+  sizes = [int(size) for size in re.findall(r'\d+', shape)]
+  if (
+    chip is None
+    or not re.fullmatch(r'\d+(x\d+)*', shape)
+    or len(sizes) != num_dims[chip.num_links]
+    or not all(0 < size <= chip.most_chips for size in sizes)
+  ):
+    examples = ', '.join(
+      f'{name}:{"x".join(["4"] * num_dims[each.num_links])}'
+      for name, each in chips.CHIPS.items()
+    )
     raise UserError(
-      f'{text} is none of {", ".join(chips.CHIPS)} with a shape, such as'
-      ' v5e:4x4 or v5p:2x2x1'
+      f'{text} is no kind with the chips of each dim, such as {examples}; a v5e'
+      ' slice of 16 chips is v5e:4x4, whatever name clouds give it'
     )
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
@@ -86,14 +99,12 @@ def find_slice(topology: str, num_slices: int) -> Slice:
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:200]
     raise UserError(f'{text}: no such topology ({reason})') from error
-  chip = chips.CHIPS[kind.lower()]
-  dims = [int(size) for size in shape.split('x')]
   return Slice(
     text=topology if num_slices == 1 else f'{num_slices} x {topology}',
     chip=chip,
     devices=list(found.devices),
-    num_chips=math.prod(dims) * num_slices,
-    is_ring=all(size % chip.ring_chips == 0 for size in dims if size > 1),
+    num_chips=math.prod(sizes) * num_slices,
+    is_ring=all(size % chip.ring_chips == 0 for size in sizes if size > 1),
   )
 
 
@@ -286,6 +297,8 @@ def main() -> None:
       print(f'fits with {suggest.as_flags(found)}')
     elif flags.FLAGS.suggest and not is_fitting:
       print('no change that was tried makes it fit; take a larger slice')
+    if not is_fitting and not flags.FLAGS.suggest:
+      print('--suggest looks for changes of the config with which it does')
     print('fits' if is_fitting else 'does not fit')
   if not is_fitting:
     sys.exit(DOES_NOT_FIT_CODE)

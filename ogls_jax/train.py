@@ -90,8 +90,11 @@ def train(
     if config.method == 'kd':
       teacher = load_kd_teacher(config, maker.tokenizer, mesh)
     # Only now: what failed before leaves the workdir to a corrected command.
+    if config.warmup.num_steps:
+      warmup.is_claimed(config, warmup.folder_of(config, workdir))
     if hosts.is_first():
       write_json(workdir / 'config.json', values, flag=flag)
+    hosts.check_shared(workdir / 'config.json', f'{flag}: {hosts.NOT_SHARED}')
     base, seconds = _warmed(
       config, base, questions, maker, mesh, workdir, notice
     )

@@ -112,7 +112,7 @@ def _settings_of(config) -> dict:
   return kept
 
 
-def _is_claimed(config, folder) -> bool:
+def is_claimed(config: config_dict.ConfigDict, folder: pathlib.Path) -> bool:
   """Whether `folder` holds this stage 1; UserError if it holds another."""
   flag = f'stage 1 in {folder}'
   return check_same(_claim(folder), _settings_of(config), flag=flag)
@@ -156,7 +156,7 @@ def load_warm(
   Raises:
     UserError: it is not there, not finished, or of other settings.
   """
-  if not _is_claimed(config, folder):
+  if not is_claimed(config, folder):
     raise UserError(f'there is no stage 1 in {folder}')
   _, state = _init(config, base, mesh)
   with contextlib.closing(_checkpointer(config, folder)) as checkpointer:
@@ -184,10 +184,11 @@ def warm_up(
   """
   w = config.warmup
   flag = f'stage 1 in {folder}'
-  is_claimed = _is_claimed(config, folder)
-  hosts.check_agree(is_claimed, f'{flag}: {hosts.NOT_SHARED}')
-  if not is_claimed and hosts.is_first():
+  is_there = is_claimed(config, folder)
+  hosts.check_agree(is_there, f'{flag}: {hosts.NOT_SHARED}')
+  if not is_there and hosts.is_first():
     write_json(_claim(folder), _settings_of(config), flag=flag)
+  hosts.check_shared(_claim(folder), f'{flag}: {hosts.NOT_SHARED}')
   transformation, state = _init(config, base, mesh)
   sft_step = step.make_distill_step(
     base.graphdef,

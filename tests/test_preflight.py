@@ -217,9 +217,17 @@ def test_without_the_compiler_is_one_line(monkeypatch):
     preflight.find_slice('v5e:2x2', 1)
 
 
-@pytest.mark.parametrize('topology', ['v5e', 'h100:2x2', 'v5e:'])
+@pytest.mark.parametrize(
+  'topology',
+  [
+    'v5e', 'h100:2x2', 'v5e:', 'v5e:32x32', 'v5e:4', 'v5p:4x4', 'v5e:4by4',
+    'v5litepod-16', 'v5e:0x4',
+  ],
+)  # fmt: skip
 def test_no_such_topology(topology):
-  with pytest.raises(UserError, match=f'--topology={topology} is none of'):
+  with pytest.raises(
+    UserError, match=f'--topology={topology} is no kind.*v5e:4x4'
+  ):
     preflight.find_slice(topology, 1)
 
 

@@ -1,8 +1,8 @@
 """The process that grades: it reads questions from a pipe until that closes.
 
 It imports neither JAX nor the main program, sees none of the environment's
-secrets, and may be killed at any moment. Requests and replies are JSON, so that nothing it sends can run
-in the process that started it.
+secrets, and may be killed at any moment. Requests and replies are JSON, so that
+nothing it sends can run in the process that started it.
 """
 
 import json
