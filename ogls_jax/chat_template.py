@@ -11,6 +11,9 @@ import jinja2.sandbox
 
 from ogls_jax.errors import UserError
 
+# Of a prompt; the longest context of a model has fewer.
+MAX_CHARS = 4_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
@@ -51,21 +54,27 @@ class ChatTemplate:
     return text.rpartition('answer')[2]
 
   def _render(self, messages, *, add_generation_prompt, is_thinking):
+    pieces, size = [], 0
     try:
-      return self.template.render(
+      for piece in self.template.generate(
         **self.special_tokens,
         messages=messages,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=is_thinking,
         tools=None,
         documents=None,
-      )
+      ):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_CHARS:
+          raise jinja2.TemplateError(f'more than {MAX_CHARS:,} characters')
     # The template is a program: any exception can come out of it.
     except Exception as error:
       raise UserError(
         f'model.tokenizer_path = {self.file}: its chat template failed'
         f' ({error}); use a model with another template, or mend this one'
       ) from error
+    return ''.join(pieces)
 
 
 class _Generation(jinja2.ext.Extension):

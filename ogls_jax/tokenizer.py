@@ -110,7 +110,7 @@ def _error(file, problem):
 
 def _is_end(token, *, is_control):
   # Text may hold </s>, the end of what is struck out; Gemma's vocabulary does.
-  return token in _END_TOKENS and (is_control or token != '</s>')
+  return token in _END_TOKENS and (is_control or token != '</s>')  # noqa: S105
 
 
 def _no_eos(file, way_out):

@@ -197,6 +197,26 @@ def test_prompts_are_those_of_transformers(tmp_path, name):
     assert ids.count(theirs.bos_token_id) == 1 and ids[0] == theirs.bos_token_id
 
 
+@pytest.mark.parametrize(
+  ('template', 'message'),
+  [
+    # Nested, as Jinja bounds one range by itself.
+    (
+      '{% for i in range(9999) %}{% for j in range(9999) %}'
+      '{{ messages }}{% endfor %}{% endfor %}',
+      'more than 4,000,000 characters',
+    ),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", 'unsafe'),
+    ('{{ messages.__init__.__globals__ }}', 'unsafe'),
+    ("{{ messages.append('x') }}", 'unsafe'),
+    ('{{ range(999999999) }}', 'too big'),
+  ],
+)
+def test_a_hostile_template_is_one_line(tmp_path, template, message):
+  with pytest.raises(UserError, match=f'chat template failed .*{message}'):
+    make(tmp_path, dataclasses.replace(QWEN25, template=template))
+
+
 def test_a_template_may_refuse(tmp_path):
   refusal = "{{ raise_exception('system first, please') }}"
   with pytest.raises(UserError, match=r'failed \(system first, please\)'):

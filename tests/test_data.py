@@ -5,11 +5,14 @@ import logging
 import os
 import pathlib
 import re
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ogls_jax import data, errors
+from ogls_jax import data, errors, hosts
 from ogls_jax.tasks.question import Question
 
 DATA_DIR = pathlib.Path(os.environ.get('OGLS_DATA_DIR', '../shared/data'))
@@ -369,3 +372,89 @@ def test_iterator_rejects():
     data.question_iterator([], batch_questions=2, seed=0)
   with pytest.raises(errors.UserError, match='batch_questions = 0'):
     data.question_iterator(make_questions(2), batch_questions=0, seed=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  num_questions=st.integers(1, 40),
+  num_shards=st.integers(1, 6),
+  rows_a_shard=st.integers(1, 5),
+  num_hosts=st.integers(1, 6),
+  seed=st.integers(0, 2**31 - 1),
+  stops=st.lists(st.integers(0, 30), max_size=3),
+)
+def test_hosts_and_restarts_see_every_row_once_an_epoch(
+  num_questions, num_shards, rows_a_shard, num_hosts, seed, stops
+):
+  """Whatever the number of hosts and wherever a run was killed."""
+  questions = make_questions(num_questions)
+  size = num_shards * rows_a_shard
+  num_batches = 31
+
+  def iterator():
+    return data.question_iterator(questions, batch_questions=size, seed=seed)
+
+  unbroken = iterator()
+  expected = [next(unbroken) for _ in range(num_batches)]
+  drawn = [q for batch in expected for q in batch]
+  for start in range(0, len(drawn) - num_questions + 1, num_questions):
+    epoch = drawn[start : start + num_questions]
+    assert {q.id for q in epoch} == {q.id for q in questions}
+
+  # Hosts hold whole shards of the rows, in any order.
+  owner_S = np.random.default_rng(seed).integers(0, num_hosts, num_shards)
+  place, batches = iterator(), []
+  for stop in sorted({*stops, num_batches}):
+    while len(batches) < stop:
+      batch = next(place)
+      parts = []
+      for host in range(num_hosts):
+        rows = np.flatnonzero(np.repeat(owner_S == host, rows_a_shard))
+        with pytest.MonkeyPatch.context() as patch:
+          patch.setattr(
+            hosts, '_holders', lambda _, host=host: (owner_S, owner_S == host)
+          )
+          own = hosts.own_of(batch, mesh=None)
+        assert own == [batch[b] for b in rows]
+        parts += zip(rows, own, strict=True)
+      assert [q for _, q in sorted(parts, key=lambda p: p[0])] == batch
+      batches.append(batch)
+    # Killed: another process goes on from what the checkpoint has.
+    saved, place = json.loads(json.dumps(place.get_state())), iterator()
+    place.set_state(saved)
+  assert batches == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+  st.lists(
+    st.one_of(
+      st.binary(max_size=60),
+      st.dictionaries(
+        st.sampled_from(['id', 'question', 'answer', 'solution', 'choices']),
+        st.one_of(
+          st.none(), st.booleans(), st.integers(), st.floats(), st.text(),
+          st.lists(st.text(), max_size=3),
+        ),
+      ).map(lambda x: json.dumps(x).encode()),
+    ),
+    max_size=6,
+  ),
+  st.sampled_from(['error', 'skip']),
+)  # fmt: skip
+def test_rows_in_any_damage_are_one_error_or_counted(lines, on_bad_row):
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'rows.jsonl'
+    path.write_bytes(b'\n'.join(lines))
+    num_lines = sum(
+      bool(line.strip(b' \t\r\n\xef\xbb\xbf'))
+      for line in path.read_bytes().split(b'\n')
+    )
+    try:
+      questions, num_bad = data.read_jsonl(str(path), on_bad_row=on_bad_row)
+    except errors.UserError as error:
+      assert 'rows.jsonl' in str(error) and '\n' not in str(error)
+      return
+    assert len(questions) + num_bad == num_lines
+    assert on_bad_row == 'skip' or num_bad == 0
+    assert len({q.id for q in questions}) == len(questions)
