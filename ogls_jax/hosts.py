@@ -28,7 +28,7 @@ NOT_SHARED = (
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 15
 # File systems over a network show a new file so late at the most.
-_SEEN_SECONDS = 60
+_SEEN_SECONDS = 35
 
 
 def start(

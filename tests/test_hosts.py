@@ -39,7 +39,10 @@ def launch(module, *arguments, num_devices=4):
 
 
 def train_by_two(workdir, config, *flags, of_second=()):
-  """Two processes of 4 devices each that train `config`."""
+  """Two processes of 4 devices each that train `config`.
+
+  A flag in `of_second` counts, where it is given twice.
+  """
   overrides = [
     f'--config.{key}={value}'
     for key, value in changed_from('configs/tiny.py', config)
@@ -158,6 +161,16 @@ def test_hosts_with_different_configs_stop(tmp_path):
     assert code == cli.USER_ERROR_CODE
     assert 'different configs or flags' in text
   assert not (tmp_path / 'config.json').exists()
+
+
+def test_a_workdir_that_is_not_shared_is_seen(tmp_path):
+  pair = train_by_two(
+    tmp_path / 'one', small_config(warmup__num_steps=0),
+    of_second=[f'--workdir={tmp_path / "other"}'],
+  )  # fmt: skip
+  for code, text in ends(pair):
+    assert code == cli.USER_ERROR_CODE, text[-2000:]
+    assert 'one folder that all hosts share' in text
 
 
 def test_a_missing_host_is_one_line():
