@@ -213,15 +213,18 @@ class Compiler:
     )
 
   def _sampling(self, num_prompts, options, prefix=''):
-    num_bytes = compile_sampling(
+    def note_cache(num_bytes):
+      self.cache_bytes = max(self.cache_bytes, num_bytes)
+
+    compile_sampling(
       lambda name, *args, **kwargs: self._run(prefix + name, *args, **kwargs),
       self.student,
       shapes.prompt_batch(self._config, self.mesh, num_prompts),
       self.state.key,
       lasting=(self._models, self.state),
+      note_cache=note_cache,
       **options,
     )
-    self.cache_bytes = max(self.cache_bytes, num_bytes)
 
   def _distill(self) -> None:
     c = self._config

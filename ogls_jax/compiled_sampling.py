@@ -23,10 +23,11 @@ def compile_sampling(
   key: jax.ShapeDtypeStruct,
   *,
   lasting,
+  note_cache: Callable[[int], None],
   max_tokens: int,
   **options,
-) -> int:
-  """Bytes of the largest cache on a device.
+) -> None:
+  """Compiles them, up to the first for which `run` raises.
 
   Args:
     run: (name, jitted, *arguments, slots, live, **options) -> outputs; compiles
@@ -35,6 +36,8 @@ def compile_sampling(
     prompts: the longest.
     key: of sampling.
     lasting: what stays on the devices.
+    note_cache: gets the bytes of the largest cache on a device, before what may
+      have no room for it.
     max_tokens: as for `make_sampler`.
     **options: the rest of `make_sampler`'s.
   """
@@ -77,6 +80,7 @@ def compile_sampling(
       own.num_slots, first_slots=first, max_tokens=max_tokens
     )
     own, rows = _with_room(own, rows, slots)
+  note_cache(shapes.bytes_per_device((prefix, own)))
   decode()
   if smaller:
     num_prompts, size = smaller[0]
@@ -87,7 +91,6 @@ def compile_sampling(
       num_prompts=num_prompts, group_size=size, slots=own.num_slots,
       live=(lasting, prefix, own, rows, rollouts),
     )  # fmt: skip
-  return shapes.bytes_per_device((prefix, own))
 
 
 def _with_room(own, rows, num_slots: int):

@@ -121,6 +121,7 @@ def test_an_evaluation_of_other_sizes_is_compiled_too():
   assert {p['name']: p['fits'] for p in report['programs']} == {
     'distill': True, 'eval begin': True, 'eval decode': False,
   }  # fmt: skip
+  assert report['held_bytes']['cache'] > 2**34
   found = run(*flags, '--config.eval.max_tokens=96')
   assert found.returncode == 0, found.stderr[-2000:]
   report = json.loads(found.stdout)
