@@ -47,6 +47,7 @@ def define_config() -> None:
   """Defines --config=FILE.py and --config.KEY=VALUE for any of its keys."""
   config_flags.DEFINE_config_file('config', None, 'Path of a config file.')
   flags.mark_flag_as_required('config')
+  flags.declare_key_flag('config')
 
 
 def define_hosts() -> None:
@@ -144,4 +145,7 @@ def run(main: Callable[[], None]) -> None:
       print(f'error: {error}', file=sys.stderr)
       sys.exit(USER_ERROR_CODE)
 
+  # So that --help has the flags of this file, too.
+  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   app.run(guarded, flags_parser=parse)

@@ -75,3 +75,12 @@ jax.jit(lambda x: x + 1)(jnp.zeros(3)).block_until_ready()
     subprocess.run([sys.executable, '-c', program], env=environment, check=True)
     files = [p for p in folder.rglob('*-cache') if 'lambda' in p.name]
     assert len(files) == 1, list(folder.rglob('*'))
+
+
+def test_help_lists_the_flags_that_commands_share():
+  found = subprocess.run(
+    [sys.executable, '-m', 'ogls_jax.train', '--help'],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  for name in ('config', 'workdir', 'coordinator', 'num_processes'):
+    assert f'\n  --{name}: ' in found.stdout
