@@ -78,9 +78,6 @@ jax.jit(lambda x: x + 1)(jnp.zeros(3)).block_until_ready()
 
 
 def test_help_lists_the_flags_that_commands_share():
-  found = subprocess.run(
-    [sys.executable, '-m', 'ogls_jax.train', '--help'],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
+  found = command('--help')
   for name in ('config', 'workdir', 'coordinator', 'num_processes'):
     assert f'\n  --{name}: ' in found.stdout
