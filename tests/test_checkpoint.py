@@ -240,7 +240,7 @@ def test_a_folder_that_vanished_is_no_place_to_save(tmp_path, capsys):
 def test_what_a_cut_off_save_left_is_no_step_and_goes_away(tmp_path):
   fill(tmp_path, [1])
   shutil.copytree(
-    tmp_path / 'steps' / '1', tmp_path / 'steps' / '2.orbax-checkpoint-tmp'
+    tmp_path / 'steps' / '1', tmp_path / 'steps' / '3.orbax-checkpoint-tmp'
   )
   with open_in(tmp_path) as checkpointer:
     assert checkpointer.all_steps() == [1]

@@ -35,6 +35,8 @@ def test_after_a_crash_there_is_no_gap_and_no_repeated_step(tmp_path):
     writer.metrics(step, {'loss': step / 8, 'kl': float('nan')})
     writer.sample(step, {'response': 'a\u2028b'})
   # Killed: not closed, and a line is cut.
+  (events,) = (tmp_path / 'tensorboard').iterdir()
+  events.rename(events.with_name('events.out.tfevents.1.earlier'))
   with (tmp_path / 'samples.jsonl').open('a') as file:
     file.write('{"step": 6, "resp')
   writer = metrics.Writer(tmp_path, start_step=3)
