@@ -171,6 +171,8 @@ def test_different(answer, reference):
     ('\\sqrt{3+2\\sqrt2}', '1+\\sqrt2'),
     ('(0,1) \\cup [1,2)', '(0,2)'),
     ('f(x+1)', 'fx + f'),
+    ('2AB', '2BA'),
+    ('1+word', '1+drow'),
     ('x=1, y=2', '2, 1'),
     ('1%+1', '2'),
     ('5 \\text{ million}', '5'),
@@ -190,11 +192,14 @@ def test_undecided(answer, reference):
   'text',
   [
     '(' * 500 + '1' + ')' * 500,
+    '(' * 100 + '1' + ')' * 100,
     '{' * 400,
     '-' * 500,
     '9^{9^{9^{9}}}',
     '9^{99999}',
     '((9^{99})^{99})^{99}',
+    '((((9^{9999})^{9999})^{9999})^{9999})^{9999}',
+    '1^{9^{99}}',
     '(a+b+c+d+e+f)^{60}',
     '(\\sqrt2+\\sqrt3+\\sqrt5+\\sqrt7+\\sqrt{11}+\\sqrt{13})^{9999}',
     '(' * 14 + '1+x' + ')^{9}' * 14,
@@ -273,6 +278,19 @@ def test_forms_never_raise_and_agree_both_ways(a, b):
   assert forms.compare(a, b) is forms.compare(b, a)
   assert forms.compare(a, a) in (True, None) or forms.compare(a, b) is not True
   assert isinstance(symbolic.is_harmless(a), bool)
+
+
+def test_an_equation_is_no_value_but_a_name_may_stand_before_one():
+  for text, is_shown in [
+    ('\\sin 2x', True),
+    ('y = \\sin 2x', True),
+    ('1 = \\sin 2x', False),
+    ('x = \\sin 2x', False),
+    ('y^2 = \\sin 2x', False),
+  ]:
+    pair = symbolic.candidates(f'\\boxed{{{text}}}', '\\sin 2x')
+    assert (pair is not None) is is_shown
+  assert symbolic.candidates('\\boxed{y = x + 1}', 'x = y - 1')
 
 
 @pytest.mark.parametrize(

@@ -220,29 +220,32 @@ def test_workers_end_with_a_killed_parent(stand_in, tmp_path):
   program = tmp_path / 'parent.py'
   program.write_text(
     f"""
-import sys
+import os, psutil, sys, time
 sys.path[:0] = [{str(tmp_path)!r}, {str(pathlib.Path().resolve())!r}]
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 grader = Grader('math', symbolic_seconds=3)
 wait = grader.submit(['\\\\boxed{{1}}', '\\\\boxed{{\\\\sin g}}'],
                      [Question('', '', '\\\\sin y')] * 2)
-print('ready', flush=True)
+while len(psutil.Process().children()) < 2:
+  time.sleep(0.05)
+# Has the pipes to the workers as well, and keeps them open.
+print(os.fork() or time.sleep(60) or os._exit(0), flush=True)
 wait()
 """
   )
   parent = subprocess.Popen(
     [sys.executable, str(program)], stdout=subprocess.PIPE
   )
-  parent.stdout.readline()
-  children = set()
-  while len(children) < 2:
-    children |= set(psutil.Process(parent.pid).children())
-    time.sleep(0.05)
+  forked = int(parent.stdout.readline())
   time.sleep(1.5)  # one is at work on the sum by now
+  children = set(psutil.Process(parent.pid).children())
+  children.remove(psutil.Process(forked))
   os.kill(parent.pid, signal.SIGKILL)
   parent.wait()
+  assert len(children) == 2
   assert not psutil.wait_procs(children, timeout=30)[1]
+  os.kill(forked, signal.SIGKILL)
 
 
 def test_a_missing_math_verify_is_named(monkeypatch):
