@@ -171,31 +171,41 @@ class Checkpointer:
   ) -> tuple[int, TrainState, dict] | None:
     """(step, state, position) of the newest good step; None: there is no step.
 
-    Damaged steps are told of and moved to `FOLDER.damaged`, so that others can
-    take their place.
+    Where an older step is good, the damaged ones after it are moved to
+    `FOLDER.damaged`, so that others can take their place.
 
     Raises:
       UserError: there are steps, and none of them is good.
     """
-    steps = self.all_steps()
+    steps, damaged = self.all_steps(), []
     for step in reversed(steps):
       try:
-        return step, *self._restore(step, state)
+        found = step, *self._restore(step, state)
       except DamagedError as error:
-        moved = self._folder.with_name(f'{self._folder.name}.damaged')
-        hosts.say(f'warning: {error}; moved to {moved}')
-        if hosts.is_first():
-          moved.mkdir(exist_ok=True)
-          name = f'{step}-{time.time_ns()}'
-          os.replace(self._folder / str(step), moved / name)
-        hosts.largest(0)  # all wait for it
-        self._manager.reload()
+        hosts.say(f'warning: {error}')
+        damaged.append(step)
+      else:
+        self._move_away(damaged)
+        return found
     if steps:
       raise UserError(
-        f'{self._folder} had steps {", ".join(map(str, steps))}, and all are'
+        f'{self._folder} has steps {", ".join(map(str, steps))}, and all are'
         ' damaged; bring one back, or start afresh in another workdir'
       )
     return None
+
+  def _move_away(self, steps):
+    if not steps:
+      return
+    target = self._folder.with_name(f'{self._folder.name}.damaged')
+    hosts.say(f'warning: steps {steps} are moved to {target}')
+    if hosts.is_first():
+      target.mkdir(exist_ok=True)
+      for step in steps:
+        name = f'{step}-{time.time_ns()}'
+        os.replace(self._folder / str(step), target / name)
+    hosts.largest(0)  # all wait for it
+    self._manager.reload()
 
   def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict]:
     """Step `step` in the structure, shardings and dtypes of `state`.
@@ -222,6 +232,8 @@ class Checkpointer:
       )
       record = dict(restored.position)
       crc32, checksums = record.pop('crc32'), record['checksums']
+    except jax.errors.JaxRuntimeError:
+      raise  # of the device, such as too little memory
     except Exception as error:  # noqa: BLE001 - what damage does is open
       reason = ' '.join(str(error).split())[:200]
       raise DamagedError(

@@ -79,8 +79,10 @@ def train(
   check_questions(config, questions, held_out, sizes)
   flag = f'--workdir={workdir}'
   is_claimed = check_same(workdir / 'config.json', values, flag=flag)
-  hosts.check_agree(is_claimed, f'{flag}: {hosts.NOT_SHARED}')
-  if is_claimed and (workdir / 'summary.json').is_file():
+  is_finished = is_claimed and (workdir / 'summary.json').is_file()
+  for found in (is_claimed, is_finished):
+    hosts.check_agree(found, f'{flag}: {hosts.NOT_SHARED}')
+  if is_finished:
     hosts.say(f'{workdir} is finished; its summary.json has the result')
     return json.loads((workdir / 'summary.json').read_text())
   mesh = make_mesh(dict(config.mesh))

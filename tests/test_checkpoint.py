@@ -158,9 +158,10 @@ def test_where_no_step_is_good_nothing_starts_afresh(tmp_path):
     damage_files(tmp_path / 'steps' / str(step))
   with (
     open_in(tmp_path) as checkpointer,
-    pytest.raises(UserError, match='had steps 1, 2, and all are damaged'),
+    pytest.raises(UserError, match='has steps 1, 2, and all are damaged'),
   ):
     checkpointer.restore_newest(state_of(0))
+  assert {x.name for x in (tmp_path / 'steps').iterdir()} == {'1', '2'}
   with open_in(tmp_path / 'new') as checkpointer:
     assert checkpointer.restore_newest(state_of(0)) is None
 
