@@ -106,6 +106,10 @@ def run(main: Callable[[], None]) -> None:
     logging.get_absl_handler().setFormatter(
       python_logging.Formatter('%(levelname)s %(message)s')
     )
+    # A save that fails is told of by `checkpoint.py`, not in pages.
+    logging.get_absl_handler().addFilter(
+      lambda record: 'orbax' not in record.pathname
+    )
     keep_programs()
     try:
       main()
