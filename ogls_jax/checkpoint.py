@@ -76,11 +76,13 @@ class Checkpointer:
     """The complete steps that are kept, ascending."""
     return sorted(self._manager.all_steps())
 
-  def is_due_again(self) -> bool:
-    """Whether a save has failed and it is time for the next attempt."""
+  def is_due(self, step: int, *, every_steps: int) -> bool:
+    """Whether to save: every so many steps, or later once a save has failed."""
     if not self._manager.is_saving_in_progress():
       self.wait()
-    return self._retry_at is not None and time.monotonic() >= self._retry_at
+    if self._retry_at is None:
+      return step % every_steps == 0
+    return time.monotonic() >= self._retry_at
 
   def save(
     self,
@@ -119,6 +121,7 @@ class Checkpointer:
       UserError: it is not there after `most_seconds` of attempts.
     """
     end = time.monotonic() + most_seconds
+    self._wait = _FIRST_WAIT  # the attempts before were those of a busy run
     while True:
       self.save(step, state, position, accuracy, first=first)
       self.wait()
@@ -137,7 +140,7 @@ class Checkpointer:
     except _DISK_ERRORS as error:
       if jax.process_count() > 1:
         raise
-      reason = ' '.join(str(error).split())[:200]
+      reason = _shortened(error)
       hosts.say(
         f'warning: {self._folder}: step {self._saving} was not saved'
         f' ({reason}); the next attempt is in {self._wait:.0f} s'
@@ -235,7 +238,7 @@ class Checkpointer:
     except jax.errors.JaxRuntimeError:
       raise  # of the device, such as too little memory
     except Exception as error:  # noqa: BLE001 - what damage does is open
-      reason = ' '.join(str(error).split())[:200]
+      reason = _shortened(error)
       raise DamagedError(
         f'{where} ({type(error).__name__}: {reason})'
       ) from error
@@ -260,6 +263,12 @@ class Checkpointer:
     """Waits until everything is on disk."""
     self.wait()
     self._manager.close()
+
+
+def _shortened(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  # What the system says comes last.
+  return text if len(text) < 200 else f'{text[:60]} ... {text[-130:]}'
 
 
 def _crc32(record: dict) -> int:

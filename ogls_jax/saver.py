@@ -39,9 +39,9 @@ class Saver:
     self._began = time.monotonic()
 
   def is_due(self, number: int) -> bool:
-    """Whether update `number` is to be saved: by the config, or once more."""
-    every = self._config.checkpoint.every_steps
-    return number % every == 0 or self._checkpointer.is_due_again()
+    """Whether update `number` is to be saved, by the config or once more."""
+    every_steps = self._config.checkpoint.every_steps
+    return self._checkpointer.is_due(number, every_steps=every_steps)
 
   def save(
     self,

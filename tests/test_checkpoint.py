@@ -195,10 +195,10 @@ def test_a_full_disk_is_tried_again_later(tmp_path, monkeypatch, capsys):
   failing(monkeypatch, OSError(28, 'No space left on device'), times=2)
   with open_in(tmp_path) as checkpointer:
     checkpointer.save(1, state_of(1), {'data': {'place': 1}})
-    assert not checkpointer.is_due_again()
+    assert not checkpointer.is_due(2, every_steps=2)
     waited = 0
     for step in range(2, 200):
-      if checkpointer.is_due_again():
+      if checkpointer.is_due(step, every_steps=1000):
         checkpointer.save(step, state_of(step), {'data': {'place': step}})
         waited += 1
       if waited == 2:
@@ -206,7 +206,8 @@ def test_a_full_disk_is_tried_again_later(tmp_path, monkeypatch, capsys):
       checkpoint.time.sleep(0.01)
     checkpointer.wait()
     assert checkpointer.all_steps() == [step]
-    assert not checkpointer.is_due_again()
+    assert not checkpointer.is_due(3, every_steps=2)
+    assert checkpointer.is_due(4, every_steps=2)
   text = capsys.readouterr().out
   assert text.count('No space left on device') == 2
   assert 'the next attempt is in' in text
