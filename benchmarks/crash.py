@@ -20,6 +20,7 @@ import os
 import pathlib
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -74,8 +75,11 @@ def is_there(workdir: pathlib.Path, moment: str, num_lines: int, began) -> bool:
   return False
 
 
-def run_and_kill(workdir, moment, most_seconds, rng, log) -> bool:
-  """Runs until `moment` and up to so long after, and kills; True: it ended."""
+def run_and_kill(workdir, moment, most_seconds, rng, log):
+  """Runs until `moment` and up to so long after, and kills.
+
+  Returns (whether it ended, seconds from its start to the moment).
+  """
   delay = rng.uniform(0, most_seconds)
   num_lines = lines_of(workdir / 'metrics.jsonl')
   began, process = time.time(), start(workdir, log)
@@ -84,13 +88,14 @@ def run_and_kill(workdir, moment, most_seconds, rng, log) -> bool:
       if process.poll() is not None:
         break
       time.sleep(0.001)
+    seconds = time.time() - began
     try:
       process.wait(timeout=delay)
     except subprocess.TimeoutExpired:
-      return False
+      return False, seconds
     if process.returncode:
       raise SystemExit(f'{workdir} failed; see its log')
-    return True
+    return True, seconds
   finally:
     process.kill()
     process.wait()
@@ -138,7 +143,7 @@ def main() -> None:
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
   kills = collections.Counter()
-  is_same, num_runs = True, 0
+  is_same, num_runs, recoveries = True, 0, []
   with (folder / 'log').open('w') as log:
     began = time.monotonic()
     if start(folder / 'whole', log).wait():
@@ -153,9 +158,12 @@ def main() -> None:
       num_runs += 1
       while not has_ended and kills.total() < options.kills:
         moment = rng.choice(MOMENTS)
-        has_ended = run_and_kill(
+        is_resumed = any((workdir / 'checkpoints').glob('[0-9]*'))
+        has_ended, seconds = run_and_kill(
           workdir, moment, most_seconds[moment], rng, log
         )
+        if moment == 'update' and is_resumed:
+          recoveries.append(seconds)
         if not has_ended:
           kills[moment] += 1
           step = lines_of(workdir / 'metrics.jsonl')
@@ -171,6 +179,12 @@ def main() -> None:
   print('\n| killed in | times |\n|---|---|')
   for moment in MOMENTS:
     print(f'| {moment} | {kills[moment]} |')
+  if recoveries:
+    print(
+      f'from a start to the first update after it, s: median'
+      f' {statistics.median(recoveries):.1f}, {min(recoveries):.1f} to'
+      f' {max(recoveries):.1f} ({len(recoveries)} starts)'
+    )
   verdict = 'all the same, bit for bit' if is_same else 'DIFFERENT'
   print(f'{kills.total()} kills in {num_runs} runs: {verdict}')
   if not is_same:
