@@ -301,11 +301,16 @@ def make_optimizer(
 
 
 def checkpointer(
-  config: config_dict.ConfigDict, folder: pathlib.Path
+  config: config_dict.ConfigDict,
+  folder: pathlib.Path,
+  *,
+  is_read_only: bool = False,
 ) -> Checkpointer:
   """Of stage 2, in `folder`."""
   c = config.checkpoint
-  return Checkpointer(folder, keep=c.keep, verify=c.verify)
+  return Checkpointer(
+    folder, keep=c.keep, verify=c.verify, is_read_only=is_read_only
+  )
 
 
 def objective(

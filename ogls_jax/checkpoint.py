@@ -43,18 +43,29 @@ class Checkpointer:
   later and later; on several hosts it ends the run.
   """
 
-  def __init__(self, folder: pathlib.Path, *, keep: int, verify: bool = True):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    *,
+    keep: int,
+    verify: bool = True,
+    is_read_only: bool = False,
+  ):
     """Keeps the last `keep` steps, and the one with the best accuracy.
 
     `verify`: whether restored arrays are compared with their checksums.
+    `is_read_only`: for the steps of a run that may be going on.
     """
     self._folder, self._keep = folder.absolute(), keep
-    self._verify = verify
+    self._verify, self._is_read_only = verify, is_read_only
     self._saving = None  # the step that is being saved, until it is on disk
     self._wait, self._retry_at = _FIRST_WAIT, None
     self._manager = self._open()
 
   def _open(self):
+    if self._is_read_only:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+      return _Manager(self._folder, options=options)
     policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(
@@ -103,7 +114,11 @@ class Checkpointer:
       first: what has to be on disk before; where it fails nothing is saved.
     """
     self.wait()
-    self._attempt(lambda: self._start(step, state, position, accuracy, first))
+    # Key arrays are saved as the integers they wrap.
+    state = _with_key(state, jax.random.key_data)
+    record = {'position': position, 'checksums': checksums_of(state)}
+    record = {'crc32': _crc32(record), **record}
+    self._attempt(lambda: self._start(step, state, record, accuracy, first))
 
   def save_now(
     self,
@@ -138,28 +153,31 @@ class Checkpointer:
     try:
       action()
     except _DISK_ERRORS as error:
-      if jax.process_count() > 1:
+      is_of_device = isinstance(error, jax.errors.JaxRuntimeError)
+      if jax.process_count() > 1 or is_of_device:
         raise
-      reason = _shortened(error)
-      hosts.say(
-        f'warning: {self._folder}: step {self._saving} was not saved'
-        f' ({reason}); the next attempt is in {self._wait:.0f} s'
-      )
+      reason, step = _shortened(error), self._saving
       self._saving = None
-      self._retry_at = time.monotonic() + self._wait
-      self._wait = min(2 * self._wait, _LONGEST_WAIT)
       if self._folder.is_dir():
         self._manager = self._open()
+        if step in self._manager.all_steps():
+          hosts.say(
+            f'warning: {self._folder}: step {step} is saved, but an older one'
+            f' may not have been removed ({reason})'
+          )
+          return
+      hosts.say(
+        f'warning: {self._folder}: step {step} was not saved ({reason}); the'
+        f' next attempt is in {self._wait:.0f} s'
+      )
+      self._retry_at = time.monotonic() + self._wait
+      self._wait = min(2 * self._wait, _LONGEST_WAIT)
 
-  def _start(self, step, state, position, accuracy, first):
+  def _start(self, step, state, record, accuracy, first):
     self._saving, self._retry_at = step, None
     first()
     if not self._folder.is_dir():
       raise OSError('the folder is gone')
-    # Key arrays are saved as the integers they wrap.
-    state = _with_key(state, jax.random.key_data)
-    record = {'position': position, 'checksums': checksums_of(state)}
-    record = {'crc32': _crc32(record), **record}
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -235,8 +253,8 @@ class Checkpointer:
       )
       record = dict(restored.position)
       crc32, checksums = record.pop('crc32'), record['checksums']
-    except jax.errors.JaxRuntimeError:
-      raise  # of the device, such as too little memory
+    except (jax.errors.JaxRuntimeError, MemoryError, PermissionError):
+      raise  # of this machine, such as too little memory; the step may be good
     except Exception as error:  # noqa: BLE001 - what damage does is open
       reason = _shortened(error)
       raise DamagedError(

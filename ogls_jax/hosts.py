@@ -6,6 +6,7 @@ places their arrays; sizes that all must agree on and figures of single rows
 travel between hosts. On one host all of this does nothing.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -133,7 +134,9 @@ def is_first() -> bool:
 def say(text: str) -> None:
   """Prints a line, once for all hosts."""
   if is_first():
-    print(text, flush=True)
+    # Where nobody reads, or a log's disk is full, the run goes on.
+    with contextlib.suppress(OSError):
+      print(text, flush=True)
 
 
 def _holders(mesh):

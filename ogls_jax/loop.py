@@ -175,10 +175,11 @@ def run_steps(
       reporter.flush()  # where nothing was sampled: about the update before
       reporter.hold(number, sums, round_)
       place = iterator.get_state()
-      if parts.notice.is_asked() and number < config.num_steps:
+      is_asked = parts.notice.is_asked()
+      if is_asked and number < config.num_steps:
         saver.stop(number, state, place)
       if number == numbers[-1]:
-        saver.save_now(number, state, place)
+        saver.save_now(number, state, place, is_asked=is_asked)
       elif saver.is_due(number) and not _is_evaluated(config, number):
         saver.save(number, state, place)
   return state

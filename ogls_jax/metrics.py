@@ -205,10 +205,7 @@ class Progress:
     elif is_printed or done == self._total:
       pace = (time.monotonic() - self._began) / max(done - self._start, 1)
       left = pace * (self._total - done)
-      self._console.print(
-        f'{self._stage} {done}/{self._total} {text} eta {left:.0f}s',
-        soft_wrap=True,
-      )
+      hosts.say(f'{self._stage} {done}/{self._total} {text} eta {left:.0f}s')
 
   def close(self) -> None:
     """Leaves the terminal as it was."""

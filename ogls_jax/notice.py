@@ -1,5 +1,6 @@
 """A stop that is asked for: SIGTERM or SIGINT, on any host."""
 
+import contextlib
 import os
 import select
 import signal
@@ -107,8 +108,10 @@ class StopNotice:
 
 
 def _tell(text: str) -> None:
-  # Not through a buffer that the main thread may hold.
-  os.write(2, f'{text}\n'.encode())
+  # Not through a buffer that the main thread may hold. Where nobody reads any
+  # more, as behind `| tee` after Ctrl-C, what follows still has to be done.
+  with contextlib.suppress(OSError):
+    os.write(2, f'{text}\n'.encode())
 
 
 def _end(code: int, text: str) -> None:

@@ -58,7 +58,7 @@ def load_run(
   tokenizer = build.load_tokenizer_of(config)
   settings = build.decoder_settings(config, tokenizer.vocab_size)
   with contextlib.closing(
-    build.checkpointer(config, workdir / 'checkpoints')
+    build.checkpointer(config, workdir / 'checkpoints', is_read_only=True)
   ) as checkpointer:
     steps = checkpointer.all_steps()
     if not steps and step is None:

@@ -70,9 +70,10 @@ class Saver:
     state: TrainState,
     place: dict,
     *,
-    most_seconds: float = _MOST_SECONDS_AT_END,
+    is_asked: bool = False,
   ) -> None:
-    """The same, and waits until it is on disk."""
+    """The same, and waits until it is on disk; `is_asked`: but not for long."""
+    most_seconds = _MOST_SECONDS_OF_NOTICE if is_asked else _MOST_SECONDS_AT_END
     self._checkpointer.save_now(
       number, state, self._position(place),
       first=self._reporter.sync, most_seconds=most_seconds,
@@ -82,8 +83,7 @@ class Saver:
     """Raises Preempted once update `number` is saved."""
     self.settle()
     if number and number not in self._checkpointer.all_steps():
-      seconds = _MOST_SECONDS_OF_NOTICE
-      self.save_now(number, state, place, most_seconds=seconds)
+      self.save_now(number, state, place, is_asked=True)
     raise Preempted(f'step {number} is saved')
 
   def settle(self) -> None:

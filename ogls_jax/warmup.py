@@ -122,8 +122,13 @@ def _claim(folder):
   return folder.parent / 'warmup.json'
 
 
-def _checkpointer(config, folder):
-  return Checkpointer(folder, keep=1, verify=config.checkpoint.verify)
+def _checkpointer(config, folder, *, is_read_only=False):
+  return Checkpointer(
+    folder,
+    keep=1,
+    verify=config.checkpoint.verify,
+    is_read_only=is_read_only,
+  )
 
 
 def _schedule(config):
@@ -159,7 +164,9 @@ def load_warm(
   if not is_claimed(config, folder):
     raise UserError(f'there is no stage 1 in {folder}')
   _, state = _init(config, base, mesh)
-  with contextlib.closing(_checkpointer(config, folder)) as checkpointer:
+  with contextlib.closing(
+    _checkpointer(config, folder, is_read_only=True)
+  ) as checkpointer:
     if config.warmup.num_steps not in checkpointer.all_steps():
       raise UserError(f'{folder} does not hold a finished stage 1')
     state, _ = checkpointer.restore(config.warmup.num_steps, state)
@@ -232,7 +239,8 @@ def warm_up(
         pending = None
         place = {'data': iterator.get_state()}
         if is_asked or number == w.num_steps:
-          checkpointer.save_now(number, state, place, most_seconds=10.0)
+          most_seconds = 10.0 if is_asked else 3600.0
+          checkpointer.save_now(number, state, place, most_seconds=most_seconds)
         else:
           checkpointer.save(number, state, place)
       if is_asked:

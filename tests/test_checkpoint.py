@@ -257,3 +257,58 @@ def test_the_record_is_json(tmp_path):
   record = json.loads(file.read_text())
   assert set(record) == {'crc32', 'position', 'checksums'}
   assert len(record['checksums']) == 4
+
+
+def test_a_step_that_is_there_counts_whatever_else_fails(
+  tmp_path, monkeypatch, capsys
+):
+  """Removing an older step may fail once the new one is whole."""
+  original, calls = checkpoint.ocp.CheckpointManager.wait_until_finished, []
+
+  def wait(self):
+    original(self)
+    if 2 in self.all_steps() and not calls:
+      calls.append(1)
+      raise OSError(16, 'Device or resource busy')
+
+  monkeypatch.setattr(
+    checkpoint.ocp.CheckpointManager, 'wait_until_finished', wait
+  )
+  with open_in(tmp_path, keep=1) as checkpointer:
+    for step in (1, 2):
+      position = {'data': {'place': step}}
+      checkpointer.save_now(step, state_of(step), position, most_seconds=0.0)
+    assert 'step 2 is saved, but an older one' in capsys.readouterr().out
+    assert_is(checkpointer.restore_newest(state_of(0)), 2)
+
+
+def test_a_reader_leaves_a_save_that_is_under_way(tmp_path):
+  fill(tmp_path, [1])
+  under_way = tmp_path / 'steps' / '2.orbax-checkpoint-tmp'
+  shutil.copytree(tmp_path / 'steps' / '1', under_way)
+  with open_in(tmp_path, is_read_only=True) as checkpointer:
+    assert checkpointer.all_steps() == [1]
+    checkpointer.restore(1, state_of(0))
+  assert under_way.exists()
+
+
+@pytest.mark.parametrize('error', [MemoryError(), PermissionError(13, 'no')])
+def test_errors_of_this_machine_are_no_damage(tmp_path, monkeypatch, error):
+  fill(tmp_path, [1, 2])
+
+  def restore(*args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'restore', restore)
+  with open_in(tmp_path) as checkpointer, pytest.raises(type(error)):
+    checkpointer.restore_newest(state_of(0))
+  assert {x.name for x in (tmp_path / 'steps').iterdir()} == {'1', '2'}
+
+
+def test_errors_of_the_device_are_no_full_disk(tmp_path, monkeypatch):
+  failing(monkeypatch, jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED'), 1)
+  with (
+    open_in(tmp_path) as checkpointer,
+    pytest.raises(jax.errors.JaxRuntimeError),
+  ):
+    checkpointer.save(1, state_of(1), {})

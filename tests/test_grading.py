@@ -316,3 +316,34 @@ def test_superglue_rows_can_be_answered():
     superglue.is_correct(f'\\boxed{{{c}}}', question) for c in row['choices']
   ]
   assert right.count(True) == 1
+
+
+@pytest.mark.parametrize(
+  ('answer', 'reference'),
+  [
+    ('1\\%2', '12'), ('5%6', '56'), ('3\\mathrm{i}', '3'),
+    ('5\\mathrm{e}', '5'), ('5\\mathrm{x}', '5'),
+    ('5\\text{ million dollars}', '5'), ('5\\text{k}', '5'),
+    ('5\\text{ M}', '5'), ('2\\text{ tenths}', '2'),
+    ('5\\text{ per cent}', '0.5'), ('5\\text{ or less}', '5'),
+    ('5\\text{ factorial}', '5'), ('5\\text{ minus one}', '5'),
+    ('5\\text{!}', '5'), ('5\\text{-}', '5'),
+    ('5 \\text{ ms}', '5 \\text{ m}'), ('(1\\,2)', '12'), ('1\\,2', '12'),
+  ],
+)  # fmt: skip
+def test_what_changes_a_number_is_no_unit(answer, reference):
+  for pair in ((answer, reference), (reference, answer)):
+    assert not math.is_correct(boxed(pair[0]), math_question(pair[1]))
+
+
+@pytest.mark.parametrize(
+  ('answer', 'reference'),
+  [
+    ('7 \\text{ days}', '7'), ('5\\text{ m}', '5'), ('1\\,200', '1200'),
+    ('10,\\!000', '10000'), ('3 \\text{ hrs}', '3 \\text{ hr}'),
+    ('60 \\text{ miles per hour}', '60'), ('50\\%', '50'),
+  ],
+)  # fmt: skip
+def test_units_that_may_be_left_out(answer, reference):
+  for pair in ((answer, reference), (reference, answer)):
+    assert math.is_correct(boxed(pair[0]), math_question(pair[1]))

@@ -69,6 +69,18 @@ def test_a_second_signal_ends_at_once(number):
     process.kill()
 
 
+def test_a_terminal_that_is_gone_changes_nothing():
+  """As behind `| tee`, which Ctrl-C ends, too."""
+  process = busy(1)
+  try:
+    process.stdout.readline()
+    process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+  finally:
+    process.kill()
+
+
 def test_where_nothing_checks_the_process_ends_by_itself():
   process = busy(1)
   try:

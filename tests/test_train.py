@@ -58,11 +58,12 @@ def read_rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def final_state(workdir):
-  """What the newest checkpoint holds, as numpy arrays by path."""
+def final_state(workdir, step=None):
+  """What the newest checkpoint, or one, holds, as numpy arrays by path."""
   folder = sorted(
     (workdir / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name)
   )[-1]
+  folder = folder if step is None else workdir / 'checkpoints' / str(step)
   restored = checkpoint.ocp.StandardCheckpointer().restore(
     (folder / 'state').absolute()
   )
@@ -370,6 +371,7 @@ def test_updates_that_are_not_finite_are_skipped_up_to_a_number(
   config = small_config(
     warmup__workdir=str(unevaluated), eval__num_questions=0, method='sft',
     num_steps=6, optimizer__max_skipped_steps=2,
+    checkpoint__every_steps=1, checkpoint__keep=9,
   )  # fmt: skip
   original = rounds.solution_round
   broken, calls = {2, 3, 5}, []
@@ -399,6 +401,11 @@ def test_updates_that_are_not_finite_are_skipped_up_to_a_number(
   ]  # fmt: skip
   assert '2 of at most 2' in capsys.readouterr().out
   assert final_state(tmp_path)['step'] == 4
+  one, two, three, four = (
+    final_state(tmp_path, step)['params'] for step in (1, 2, 3, 4)
+  )
+  assert tree_max_difference(one, two) == tree_max_difference(one, three) == 0
+  assert tree_max_difference(three, four) > 0
   # The count goes on after a restart.
   train.train(config, tmp_path)
   rows = read_rows(tmp_path / 'metrics.jsonl')

@@ -211,6 +211,9 @@ def _take_unit(text):
   """(the text before a unit, the unit as words, singular)."""
   match = latex.TEXT_UNIT.search(text)
   if match and match.start():
+    is_scale = match[1].strip(' .').lower() in latex.SCALES  # see below
+    if not is_scale and not latex.is_unit(match[1]):
+      raise Unsupported('words that may change the number')
     unit = match[1] + re.sub('[{}]', '', match[2] or '')
   else:
     match = _PLAIN_UNIT.search(text)
@@ -219,7 +222,10 @@ def _take_unit(text):
     ):
       return text, ''
     unit = match[1]
-  words = [word.rstrip('s') for word in unit.lower().strip(' .').split()]
+  words = [
+    word.rstrip('s') if len(word) > 2 else word
+    for word in unit.lower().strip(' .').split()
+  ]
   return text[: match.start()].strip(), ' '.join(words)
 
 

@@ -15,13 +15,18 @@ TEXT_UNIT = re.compile(_TEXT + r'\{([^{}0-9]*)\}(\^(?:[0-9]|\{[0-9]\}))?$')
 SCALES = """
   percent percentage hundred hundreds thousand thousands million millions
   billion billions trillion trillions dozen dozens pair pairs half halves
-  pi
+  pi k tenth tenths score gross or and less more squared cubed factorial
+  plus minus times mod base about
 """.split()  # noqa: SIM905 - reads as a table
+# Of other units of one letter nothing is known: i, e and x are numbers.
+_LETTERS = 'mgshlLNJWVAC'
 
 _REWRITES = [
   (re.compile(pattern), replacement)
   for pattern, replacement in (
     ('\u2212', '-'),
+    # `1\,2` is not 12, but `1\,200` is 1200.
+    (r'(?<=[0-9])\\[,!;:](?=[0-9])(?![0-9]{3}(?![0-9]))', ' '),
     # Thin spaces; not after a backslash, where `\\` ends a row.
     (r'(?<!\\)\\[,!;:]', ''),
     (r'(?<!\\)\\ |~', ' '),
@@ -40,6 +45,16 @@ _REWRITES = [
 _TWO_ITEMS = re.compile(r'(?<=[0-9])(?: , ?|, )(?=[0-9]{3}(?![0-9]))')
 _CURRENCY = re.compile(r'\\?\$')
 _PERCENT = re.compile(r'\\?%')
+
+
+def is_unit(text: str) -> bool:
+  """Whether words after a number may be a unit: they leave it as it is."""
+  text = text.strip(' .')
+  words = re.findall('[A-Za-z]+', text.lower())
+  if len(text) == 1:
+    return text in _LETTERS
+  is_scaled = any(word in SCALES for word in (*words, ''.join(words)))
+  return bool(words) and '!' not in text and not is_scaled
 
 
 def extract_boxed(text: str) -> str | None:
@@ -71,7 +86,7 @@ def clean(answer: str) -> str:
 
 def strip_spaces(answer: str) -> str:
   """A cleaned answer without percent signs, text commands and most spaces."""
-  answer = TEXT_GROUP.sub(r'\1', answer.replace('%', ''))
+  answer = TEXT_GROUP.sub(r'\1', re.sub('%(?![0-9A-Za-z])', '', answer))
   answer = _TWO_ITEMS.sub(';', answer)
   # A space between two digits stays: `1 2` is not `12`.
   answer = re.sub(r'(?<![0-9]) | (?![0-9])', '', ' '.join(answer.split()))

@@ -63,7 +63,7 @@ def is_correct(text: str, question: Question) -> bool:
 def _parse_quantity(answer: str) -> tuple[fractions.Fraction | None, str]:
   answer = answer.removesuffix('%')
   unit = latex.TEXT_UNIT.search(answer)
-  if unit is None or unit[1].strip().lower() in latex.SCALES:
+  if unit is None or not latex.is_unit(unit[1]):
     return _parse_number(latex.TEXT_GROUP.sub(r'\1', answer)), ''
   number = _parse_number(answer[: unit.start()].rstrip())
   if number is None:  # \text{42}

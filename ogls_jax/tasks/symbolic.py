@@ -75,6 +75,9 @@ def candidates(text: str, reference: str) -> tuple[str, str] | None:
     match = _NAMED.fullmatch(pair[has_sides.index(True)])
     if match is None or match[1] in match[2]:
       return None
+  letters = set(filter(str.isalpha, _COMMAND.sub('', ' '.join(pair))))
+  if any(letter.swapcase() in letters for letter in letters):
+    return None  # math-verify does not tell x from X
   return pair if all(map(is_harmless, pair)) and all(pair) else None
 
 
