@@ -67,9 +67,14 @@ def test_one_changed_word_changes_a_checksum():
     first = flat != flat[0]
     other = int(np.flatnonzero(first)[0])
     order[[0, other]] = order[[other, 0]]  # two words change places
-    changed = jnp.asarray(flat[order].reshape(array.shape))
-    found = checksums.checksums_of(arrays | {name: changed})
-    assert [key for key in plain if plain[key] != found[key]] == [f"['{name}']"]
+    swapped = flat[order]
+    one = flat.copy()
+    one.view(np.uint8)[-1] ^= 1  # a bit
+    for changed in (swapped, one):
+      changed = jnp.asarray(changed.reshape(array.shape))
+      found = checksums.checksums_of(arrays | {name: changed})
+      wrong = [key for key in plain if plain[key] != found[key]]
+      assert wrong == [f"['{name}']"]
   with pytest.raises(ValueError, match='no checksum'):
     checksums.checksums_of([jnp.ones(2, jnp.complex64)])
 
