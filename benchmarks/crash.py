@@ -8,7 +8,8 @@ same command again, killed again, until it ends. Moments are drawn from `any`
 (up to a third of the time that the run in peace took), `update` (after one has
 been written: sampling, grading, the update) and `checkpoint` (files of a step
 are being written, of either stage). Parameters, optimizer, key, data position,
-metrics and samples have to be the same, bit for bit; times are not compared.
+metrics and samples have to be the same, bit for bit, in every step that is
+kept; times are not compared.
 Prints a table, and exits with 1 if a run differs.
 """
 
@@ -37,7 +38,7 @@ OVERRIDES = {
   'rollouts.batch_questions': 8, 'rollouts.group_size': 2,
   'rollouts.max_tokens': 16, 'eval.num_questions': 16, 'eval.samples': 1,
   'eval.batch_questions': 16, 'checkpoint.every_steps': 2,
-  'log.samples_every_steps': 1,
+  'eval.every_steps': 4, 'log.samples_every_steps': 1,
 }  # fmt: skip
 
 
@@ -103,20 +104,20 @@ def run_and_kill(workdir, moment, most_seconds, rng, log):
 
 def facts_of(workdir: pathlib.Path) -> dict[str, object]:
   """All that a finished run leaves, but for times."""
-  newest = max(
-    (int(x.name) for x in (workdir / 'checkpoints').glob('[0-9]*')), default=0
-  )
-  folder = (workdir / 'checkpoints' / str(newest)).absolute()
-  arrays = ocp.StandardCheckpointer().restore(folder / 'state')
-  facts = {
-    jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-  }
-  (record,) = (folder / 'position').rglob('metadata')
-  position = json.loads(record.read_text())['position']
+  facts = {}
+  for folder in (workdir / 'checkpoints').absolute().iterdir():
+    arrays = ocp.StandardCheckpointer().restore(folder / 'state')
+    facts |= {
+      f'{folder.name}{jax.tree_util.keystr(path)}': np.asarray(leaf).tobytes()
+      for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    (file,) = (folder / 'position').rglob('metadata')
+    record = json.loads(file.read_text())
+    del record['crc32'], record['position']['seconds']
+    facts[f'{folder.name} record'] = record
   summary = json.loads((workdir / 'summary.json').read_text())
-  del position['seconds'], summary['seconds']
-  facts |= {'step': newest, 'position': position, 'summary.json': summary}
+  del summary['seconds']
+  facts['summary.json'] = summary
   for name in ('metrics.jsonl', 'samples.jsonl'):
     lines = (workdir / name).read_bytes().split(b'\n')[:-1]
     facts[name] = [_without_times(json.loads(line)) for line in lines]

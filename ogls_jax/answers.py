@@ -1,5 +1,7 @@
 """From sampled tokens to text and grades, as rollouts end."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ogls_jax.batches import Rollouts
@@ -31,11 +33,16 @@ class Answers:
     """Takes all that have not been taken."""
     self._take(rollouts, np.ones(len(self._texts), bool))
 
-  def wait(self) -> tuple[list[str], Grades]:
-    """All texts and their grades, once all are taken and graded."""
+  def wait(
+    self, poll: Callable[[], None] = lambda: None
+  ) -> tuple[list[str], Grades]:
+    """All texts and their grades, once all are taken and graded.
+
+    `poll` is called again and again meanwhile.
+    """
     grades_2R = np.zeros((2, len(self._texts)), bool)
     for rows, wait in self._jobs:
-      grades_2R[:, rows] = wait()
+      grades_2R[:, rows] = wait(poll)
     return self._texts, Grades(*grades_2R)
 
   def _take(self, rollouts, is_over_R):

@@ -32,6 +32,19 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
+class _Best:
+  """Preserves the step of the highest accuracy, the latest of equal ones."""
+
+  def __init__(self, accuracies: dict[int, float]):
+    self._accuracies = accuracies
+
+  def should_preserve(self, checkpoints, *, context):
+    steps = [info.step for info in checkpoints]
+    rated = [step for step in steps if step in self._accuracies]
+    best = max(rated, key=lambda x: (self._accuracies[x], x), default=None)
+    return [step == best for step in steps]
+
+
 class DamagedError(Exception):
   """A step whose files are not what was saved."""
 
@@ -58,6 +71,8 @@ class Checkpointer:
     """
     self._folder, self._keep = folder.absolute(), keep
     self._verify, self._is_read_only = verify, is_read_only
+    # By step, of all that were evaluated; saved with every later step.
+    self._accuracies: dict[int, float] = {}
     self._saving = None  # the step that is being saved, until it is on disk
     self._wait, self._retry_at = _FIRST_WAIT, None
     self._manager = self._open()
@@ -71,11 +86,7 @@ class Checkpointer:
       preservation_policy=policies.AnyPreservationPolicy(
         [
           policies.LatestN(self._keep),
-          policies.BestN(
-            get_metric_fn=lambda metrics: metrics['accuracy'],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-          ),
+          _Best(self._accuracies),
         ]
       ),
       # What a save that was cut off has left.
@@ -95,12 +106,15 @@ class Checkpointer:
       return step % every_steps == 0
     return time.monotonic() >= self._retry_at
 
+  def rate(self, step: int, accuracy: float) -> None:
+    """Step `step` was evaluated; it may be saved before or after."""
+    self._accuracies[step] = accuracy
+
   def save(
     self,
     step: int,
     state: TrainState,
     position: dict,
-    accuracy: float | None = None,
     *,
     first: Callable[[], None] = lambda: None,
   ) -> None:
@@ -110,22 +124,24 @@ class Checkpointer:
       step: updates done.
       state: the arrays.
       position: what JSON can hold.
-      accuracy: by which the best step is kept.
       first: what has to be on disk before; where it fails nothing is saved.
     """
     self.wait()
     # Key arrays are saved as the integers they wrap.
     state = _with_key(state, jax.random.key_data)
-    record = {'position': position, 'checksums': checksums_of(state)}
+    record = {
+      'position': position,
+      'checksums': checksums_of(state),
+      'accuracies': sorted(self._accuracies.items()),
+    }
     record = {'crc32': _crc32(record), **record}
-    self._attempt(lambda: self._start(step, state, record, accuracy, first))
+    self._attempt(lambda: self._start(step, state, record, first))
 
   def save_now(
     self,
     step: int,
     state: TrainState,
     position: dict,
-    accuracy: float | None = None,
     *,
     first: Callable[[], None] = lambda: None,
     most_seconds: float,
@@ -138,7 +154,7 @@ class Checkpointer:
     end = time.monotonic() + most_seconds
     self._wait = _FIRST_WAIT  # the attempts before were those of a busy run
     while True:
-      self.save(step, state, position, accuracy, first=first)
+      self.save(step, state, position, first=first)
       self.wait()
       if self._retry_at is None:
         return
@@ -173,7 +189,7 @@ class Checkpointer:
       self._retry_at = time.monotonic() + self._wait
       self._wait = min(2 * self._wait, _LONGEST_WAIT)
 
-  def _start(self, step, state, record, accuracy, first):
+  def _start(self, step, state, record, first):
     self._saving, self._retry_at = step, None
     first()
     if not self._folder.is_dir():
@@ -183,7 +199,6 @@ class Checkpointer:
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(record)
       ),
-      metrics=None if accuracy is None else {'accuracy': accuracy},
       force=True,
     )
 
@@ -240,9 +255,27 @@ class Checkpointer:
       raise UserError(f'{error}; choose another step') from error
 
   def _restore(self, step, state):
+    restored, record, reason = self._read(step, state)
+    # Before the checksums, which all hosts compute together.
+    if hosts.largest(bool(reason))[0]:
+      reason = reason or 'to another host'
+    elif self._verify:
+      found, checksums = checksums_of(restored), record['checksums']
+      wrong = [name for name in checksums if found.get(name) != checksums[name]]
+      if wrong or len(found) != len(checksums):
+        reason = f'checksum of {", ".join(wrong)[:200]}'
+    if reason:
+      raise DamagedError(
+        f'the checkpoint {self._folder / str(step)} is damaged ({reason})'
+      )
+    self._accuracies.update(record['accuracies'])
+    state = _with_key(restored, jax.random.wrap_key_data)
+    return state, record['position']
+
+  def _read(self, step, state):
+    """(arrays, record, what is wrong with them as this host sees it)."""
     like = _with_key(state, jax.random.key_data)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    where = f'the checkpoint {self._folder / str(step)} is damaged'
     try:
       restored = self._manager.restore(
         step,
@@ -252,24 +285,12 @@ class Checkpointer:
         ),
       )
       record = dict(restored.position)
-      crc32, checksums = record.pop('crc32'), record['checksums']
+      is_same = record.pop('crc32') == _crc32(record)
     except (jax.errors.JaxRuntimeError, MemoryError, PermissionError):
       raise  # of this machine, such as too little memory; the step may be good
     except Exception as error:  # noqa: BLE001 - what damage does is open
-      reason = _shortened(error)
-      raise DamagedError(
-        f'{where} ({type(error).__name__}: {reason})'
-      ) from error
-    if crc32 != _crc32(record):
-      raise DamagedError(f'{where} (its JSON record)')
-    if self._verify:
-      found = checksums_of(restored.state)
-      wrong = [name for name in checksums if found.get(name) != checksums[name]]
-      if wrong or len(found) != len(checksums):
-        raise DamagedError(f'{where} (checksum of {", ".join(wrong)[:200]})')
-    return _with_key(restored.state, jax.random.wrap_key_data), record[
-      'position'
-    ]
+      return None, None, f'{type(error).__name__}: {_shortened(error)}'
+    return restored.state, record, '' if is_same else 'its JSON record'
 
   def wait(self) -> None:
     """Until everything is on disk, or has failed."""

@@ -43,6 +43,7 @@ def evaluate(
   grader: Grader,
   batch_questions: int,
   bucket_tokens: int,
+  poll: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, int]:
   """Share of correct rollouts of each question, float64 [Q], and timeouts.
 
@@ -59,6 +60,7 @@ def evaluate(
     grader: of the task; it grades one batch while the next is sampled.
     batch_questions: questions sampled at a time.
     bucket_tokens: prompts are padded to a multiple of this.
+    poll: called again and again while the last answers are graded.
 
   Raises:
     FloatingPointError: the model's logits are not finite.
@@ -83,7 +85,7 @@ def evaluate(
   for answers, num_samples in batches:
     counts = [
       is_so_R.reshape(-1, num_samples).sum(1, dtype=np.float32)
-      for is_so_R in answers.wait()[1]
+      for is_so_R in answers.wait(poll)[1]
     ]
     counts_B2 = hosts.share_rows(np.stack(counts, -1), mesh)
     correct.append(counts_B2[:, 0].astype(np.float64) / num_samples)

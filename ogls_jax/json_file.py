@@ -1,5 +1,6 @@
 """JSON objects in files: read, and written in one piece."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -37,11 +38,29 @@ def save_json(file: pathlib.Path, content: dict) -> None:
     OSError: the folder cannot be made or written.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+  replace_bytes(file, text.encode())
+
+
+def replace_bytes(file: pathlib.Path, content: bytes) -> None:
+  """`file` holds `content`, on disk, or what it held before.
+
+  Raises:
+    OSError: it cannot be written.
+  """
   partial = file.with_suffix('.partial')
-  partial.write_text(
-    json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8'
-  )
+  with partial.open('wb') as f:
+    f.write(content)
+    f.flush()
+    os.fsync(f.fileno())
   os.replace(partial, file)
+  # The new name, too; not every file system can be asked for that.
+  with contextlib.suppress(OSError):
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)
 
 
 def write_json(file: pathlib.Path, content: dict, *, flag: str) -> None:
@@ -50,9 +69,24 @@ def write_json(file: pathlib.Path, content: dict, *, flag: str) -> None:
   Raises:
     UserError: the folder cannot be made or written; `flag` names it.
   """
+  make_folder(file.parent, flag=flag)
   try:
     save_json(file, content)
   except OSError as error:
     raise UserError(
       f'{flag}: {file} cannot be written ({error.strerror})'
+    ) from error
+
+
+def make_folder(folder: pathlib.Path, *, flag: str) -> None:
+  """Makes `folder` and those above it, where they are missing.
+
+  Raises:
+    UserError: it cannot be made; `flag` names what led to it.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'{flag}: {folder} cannot be made ({error.strerror})'
     ) from error

@@ -73,8 +73,8 @@ def begin_or_resume(
   )
   if found:
     start, state, position = found
-    iterator.set_state(position['data'])
-    counters = Counters(position['before'], position['seconds'])
+    iterator.set_state(position.pop('data'))
+    counters = Counters(**position)
     hosts.say(f'resuming at step {start} of {parts.workdir}')
   else:
     began = time.monotonic()
@@ -111,6 +111,7 @@ def accuracy(parts: Parts, state: TrainState, when: str) -> list[float]:
     grader=parts.grader,
     batch_questions=config.eval.batch_questions,
     bucket_tokens=config.prompt.bucket_tokens,
+    poll=parts.notice.poll,
   )
   interval = evaluation.mean_interval(shares_Q)
   text = f', {num_timeouts} grader_timeouts' if num_timeouts else ''
@@ -147,6 +148,7 @@ def run_steps(
         parts.workdir,
         start=numbers.start - 1,
         num_skipped=parts.num_skipped,
+        updates_skipped=counters.updates_skipped,
       ),
     )
     saver = Saver(config, counters, checkpointer, reporter)
@@ -224,5 +226,6 @@ def _next_round(parts, state, questions, reporter):
     )
 
   return rounds.sampled_round(
-    questions, rollout, parts.maker, parts.rules, parts.mesh, parts.grader
-  )
+    questions, rollout, parts.maker, parts.rules, parts.mesh, parts.grader,
+    poll=parts.notice.poll,
+  )  # fmt: skip

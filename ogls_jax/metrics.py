@@ -15,6 +15,7 @@ from tensorboardX.proto import event_pb2
 
 from ogls_jax import hosts
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import replace_bytes
 
 
 class Lines:
@@ -28,16 +29,15 @@ class Lines:
     Raises:
       UserError: a line before the last is broken.
     """
-    self._path, self._pending, self._has_failed = path, b'', False
+    self._path, self._has_failed = path, False
     self.rows = kept_rows(path, last_step)
-    partial = path.with_suffix('.partial')
-    partial.write_bytes(b''.join(map(_line, self.rows)))
-    os.replace(partial, path)
-    self._size = path.stat().st_size
+    replace_bytes(path, b''.join(map(_line, self.rows)))
+    # Bytes on disk; those after them, and how many of these are written.
+    self._size, self._tail, self._num_written = path.stat().st_size, b'', 0
 
   def add(self, row: dict) -> None:
     """Appends an object; nan and infinities become null."""
-    self._pending += _line(row)
+    self._tail += _line(row)
     try:
       self._write()
     except OSError as error:
@@ -50,19 +50,26 @@ class Lines:
 
   def sync(self) -> None:
     """All lines on disk; OSError if they cannot be."""
-    if self._pending:
+    try:
       self._write()
-    with self._path.open('rb') as file:
-      os.fsync(file.fileno())
+      with self._path.open('rb') as file:
+        os.fsync(file.fileno())
+    except OSError:
+      # Linux forgets pages that it could not write: the next fsync says
+      # nothing of them.
+      self._num_written = 0
+      raise
+    self._size += len(self._tail)
+    self._tail, self._num_written = b'', 0
 
   def _write(self):
+    size = self._size + self._num_written
     with self._path.open('r+b') as file:
       # An attempt that failed may have left a part of a line.
-      file.truncate(self._size)
-      file.seek(self._size)
-      file.write(self._pending)
-    self._size += len(self._pending)
-    self._pending, self._has_failed = b'', False
+      file.truncate(size)
+      file.seek(size)
+      file.write(self._tail[self._num_written :])
+    self._num_written, self._has_failed = len(self._tail), False
 
 
 def _line(row: dict) -> bytes:

@@ -80,6 +80,14 @@ class StopNotice:
     if self.is_asked():
       raise Preempted('what was under way will be done again')
 
+  def poll(self) -> None:
+    """As `check` where this is the only process; else it does nothing.
+
+    So it may be called at any point and any number of times.
+    """
+    if self._is_asked and not jax.distributed.is_initialized():
+      self.check()
+
   def _watch(self):
     most_seconds = None
     while True:

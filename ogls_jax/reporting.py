@@ -35,13 +35,28 @@ class Reporter:
     *,
     start: int,
     num_skipped: int,
+    updates_skipped: float,
   ):
-    """Goes on after update `start`; `num_skipped` rows of the data are out."""
+    """Goes on after update `start`.
+
+    Args:
+      config: of the run.
+      workdir: with what was reported until then.
+      start: the update.
+      num_skipped: rows of the data that are out.
+      updates_skipped: those of a non-finite loss or gradient so far.
+    """
     self._config, self._num_skipped = config, num_skipped
     self._writer = metrics.Writer(workdir, start_step=start)
     rows = self._writer.rows
     self._health, self._workdir = Health(rows), workdir
-    self._updates_skipped = rows[-1]['updates_skipped'] if rows else 0.0
+    self.updates_skipped = updates_skipped
+    if [row['step'] for row in rows] != list(range(1, start + 1)):
+      hosts.say(
+        f'warning: {workdir}/metrics.jsonl has lines of {len(rows)} updates,'
+        f' and not once each of updates 1 to {start}; the run goes on, and what'
+        ' is missing stays so'
+      )
     self._progress = metrics.Progress(
       config.method, start=start, total=config.num_steps
     )
@@ -89,8 +104,8 @@ class Reporter:
       self._write(number, values, round_.samples)
 
   def _write(self, number, values, samples):
-    self._updates_skipped += values['is_skipped']
-    values['updates_skipped'] = self._updates_skipped
+    self.updates_skipped += values['is_skipped']
+    values['updates_skipped'] = self.updates_skipped
     warnings = self._health.look(values)
     outside = self._health.num_outside
     values['warnings'] = float(sum(num > 0 for num in outside.values()))
@@ -127,13 +142,13 @@ class Reporter:
         if name in values and not math.isfinite(values[name])
       )
       text = f'step {number}: {text}'
-      if self._updates_skipped > most:
+      if self.updates_skipped > most:
         raise FloatingPointError(
           f'{text}, and optimizer.max_skipped_steps = {most}'
         )
       hosts.say(
         f'warning: {text}; the update is skipped,'
-        f' {self._updates_skipped:.0f} of at most {most}'
+        f' {self.updates_skipped:.0f} of at most {most}'
       )
     stop = self._config.stop
     for name, num in self._health.num_outside.items():

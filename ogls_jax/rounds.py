@@ -57,6 +57,8 @@ def sampled_round(
   rules: RoundRules,
   mesh,
   grader: Grader,
+  *,
+  poll: Callable[[], None] = lambda: None,
 ) -> Round:
   """Samples, grades what ends while the rest goes on, and adds hints.
 
@@ -71,6 +73,7 @@ def sampled_round(
     rules: of the config.
     mesh: where the batch goes.
     grader: of the task.
+    poll: called again and again while answers are graded.
   """
   questions, uids = own_questions(questions, mesh)
   prompts = make_prompt_batch(
@@ -88,7 +91,7 @@ def sampled_round(
   ends = {'sampling': time.monotonic()}
   with jax.profiler.TraceAnnotation('grading'):
     answers.take_all(rollouts)
-    responses, grades = answers.wait()
+    responses, grades = answers.wait(poll)
     # Where several hosts hold a row, the verdict is its owner's.
     repeated_R = repeated_fractions(rollouts.response_RT, rollouts.length_R)
     lengths = [rollouts.length_R, rollouts.is_truncated_R]

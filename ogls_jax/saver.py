@@ -22,6 +22,7 @@ class Counters:
 
   before: list[float]  # share of correct answers per question at the start
   seconds: dict[str, float]  # wall time by stage
+  updates_skipped: float = 0.0
 
 
 class Saver:
@@ -59,9 +60,11 @@ class Saver:
       share: of correct answers, if the model was evaluated.
     """
     position = self._position(place)
+    if share is not None:
+      self._checkpointer.rate(number, share)
     if number not in self._checkpointer.all_steps():
       first = self._reporter.sync
-      self._checkpointer.save(number, state, position, share, first=first)
+      self._checkpointer.save(number, state, position, first=first)
     self._reporter.start_clock()
 
   def save_now(
@@ -93,6 +96,7 @@ class Saver:
 
   def _position(self, place):
     self._reporter.flush()
+    self._counters.updates_skipped = self._reporter.updates_skipped
     method, now = self._config.method, time.monotonic()
     seconds = self._counters.seconds
     seconds[method] = seconds.get(method, 0.0) + now - self._began

@@ -22,7 +22,7 @@ from ml_collections import config_dict
 
 from ogls_jax import build, cli, data, evaluation, hosts, loop, warmup
 from ogls_jax.errors import UserError
-from ogls_jax.json_file import write_json
+from ogls_jax.json_file import make_folder, read_json, write_json
 from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
 from ogls_jax.programs import make_programs, round_rules
@@ -35,7 +35,7 @@ from ogls_jax.validate import (
   validate,
   warn_of_length,
 )
-from ogls_jax.workdir import check_same
+from ogls_jax.workdir import check_same, locked
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
     hosts.check_agree(found, f'{flag}: {hosts.NOT_SHARED}')
   if is_finished:
     hosts.say(f'{workdir} is finished; its summary.json has the result')
-    return json.loads((workdir / 'summary.json').read_text())
+    return read_json(workdir / 'summary.json', flag=flag)
   mesh = make_mesh(dict(config.mesh))
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     base = build.base_model(config, settings, mesh)
@@ -94,6 +94,9 @@ def train(
     # Only now: what failed before leaves the workdir to a corrected command.
     if config.warmup.num_steps:
       warmup.is_claimed(config, warmup.folder_of(config, workdir))
+    if hosts.is_first():
+      make_folder(workdir, flag=flag)
+    stack.enter_context(locked(workdir / 'lock', flag=flag))
     if hosts.is_first():
       write_json(workdir / 'config.json', values, flag=flag)
     hosts.check_shared(workdir / 'config.json', f'{flag}: {hosts.NOT_SHARED}')

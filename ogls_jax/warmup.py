@@ -30,7 +30,7 @@ from ogls_jax.optimizer import make_optimizer, make_schedule
 from ogls_jax.prompts import PromptMaker
 from ogls_jax.tasks import arithmetic
 from ogls_jax.tasks.question import Question
-from ogls_jax.workdir import check_same
+from ogls_jax.workdir import check_same, locked
 
 _PRINT_EVERY = 100
 
@@ -125,7 +125,7 @@ def _claim(folder):
 def _checkpointer(config, folder, *, is_read_only=False):
   return Checkpointer(
     folder,
-    keep=1,
+    keep=2,
     verify=config.checkpoint.verify,
     is_read_only=is_read_only,
   )
@@ -210,6 +210,9 @@ def warm_up(
     questions, batch_questions=w.batch_questions, seed=config.seed
   )
   with contextlib.ExitStack() as stack:
+    # Runs that share it may be started at once.
+    lock = folder.with_name('warmup.lock')
+    stack.enter_context(locked(lock, flag=flag, is_waited_for=True))
     checkpointer = stack.enter_context(
       contextlib.closing(_checkpointer(config, folder))
     )
@@ -233,12 +236,14 @@ def warm_up(
       pending = sums
       is_asked = notice.is_asked()
       # Four saves bound what a crash costs.
-      is_due = number % max(w.num_steps // 4, 1) == 0 or number == w.num_steps
-      if is_due or is_asked:
+      every_steps = max(w.num_steps // 4, 1)
+      is_last = number == w.num_steps
+      is_due = checkpointer.is_due(number, every_steps=every_steps)
+      if is_due or is_last or is_asked:
         _report(progress, number, pending, began, start)
         pending = None
         place = {'data': iterator.get_state()}
-        if is_asked or number == w.num_steps:
+        if is_asked or is_last:
           most_seconds = 10.0 if is_asked else 3600.0
           checkpointer.save_now(number, state, place, most_seconds=most_seconds)
         else:

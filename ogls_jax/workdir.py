@@ -1,7 +1,11 @@
-"""A workdir belongs to one config; a second one there is an error."""
+"""A workdir belongs to one config and one command at a time."""
 
+import contextlib
+import fcntl
 import pathlib
+from collections.abc import Iterator
 
+from ogls_jax import hosts
 from ogls_jax.errors import UserError
 from ogls_jax.json_file import read_json
 
@@ -36,6 +40,48 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
       f' the config in {path}'
     )
   return True
+
+
+@contextlib.contextmanager
+def locked(
+  path: pathlib.Path, *, flag: str, is_waited_for: bool = False
+) -> Iterator[None]:
+  """Within it no other process holds the lock `path`; the first host does.
+
+  The lock ends with the process, however that ends; its file stays. Where the
+  file system has no locks nothing is locked.
+
+  Args:
+    path: a file of its own, in a folder that is there.
+    flag: the flag or key that led to it, with its value, for errors.
+    is_waited_for: whether to wait for another process that holds it.
+
+  Raises:
+    UserError: another holds it, or the file cannot be made.
+  """
+  if not hosts.is_first():
+    yield
+    return
+  try:
+    file = path.open('ab')
+  except OSError as error:
+    raise UserError(
+      f'{flag}: {path} cannot be written ({error.strerror})'
+    ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      if not is_waited_for:
+        raise UserError(
+          f'{flag}: another process is at work there and holds {path}; wait for'
+          ' its end, or use another folder'
+        ) from error
+      hosts.say(f'{flag}: waiting for another process, which is at work there')
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+      pass  # some file systems have no locks
+    yield
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:

@@ -34,7 +34,7 @@ class Recorder:
       text == q.answer for text, q in zip(texts, questions, strict=True)
     ]
     is_timeout = [text == '7' for text in texts]
-    return lambda: Grades(np.array(is_correct), np.array(is_timeout))
+    return lambda poll: Grades(np.array(is_correct), np.array(is_timeout))
 
 
 def test_what_ends_first_is_graded_while_the_rest_is_sampled():
@@ -83,7 +83,7 @@ class Timeouts:
 
   def submit(self, texts, questions):
     is_one = np.array([text == '1' for text in texts])
-    return lambda: Grades(is_one, ~is_one)
+    return lambda poll: Grades(is_one, ~is_one)
 
 
 def make_rollouts(tokenizer, texts):
@@ -107,7 +107,12 @@ def test_timeouts_reach_the_metrics_and_count_as_wrong(maker):
   rollouts = make_rollouts(maker.tokenizer, '1221')
   with jax.set_mesh(mesh):
     round_ = rounds.sampled_round(
-      questions, lambda *_: rollouts, maker, rules, mesh, Timeouts()
+      questions,
+      lambda *_: rollouts,
+      maker,
+      rules,
+      mesh,
+      Timeouts(),
     )
   assert round_.values['grader_timeouts'] == 2
   assert round_.values['reward_mean'] == 0.5

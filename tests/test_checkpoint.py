@@ -175,11 +175,26 @@ def test_the_best_step_stays(tmp_path):
   accuracies = {1: 0.2, 2: 0.7, 3: None, 4: 0.5, 5: None, 6: 0.6}
   with open_in(tmp_path, keep=2) as checkpointer:
     for step, accuracy in accuracies.items():
-      checkpointer.save(
-        step, state_of(step), {'data': {'place': step}}, accuracy
-      )
+      if accuracy is not None:
+        checkpointer.rate(step, accuracy)
+      checkpointer.save(step, state_of(step), {'data': {'place': step}})
     checkpointer.wait()
     assert checkpointer.all_steps() == [2, 5, 6]
+  # Rated only after it was saved, as where a stop came before the evaluation.
+  with open_in(tmp_path, keep=1) as checkpointer:
+    checkpointer.restore_newest(state_of(0))
+    checkpointer.rate(6, 0.8)
+    for step in (7, 8):
+      checkpointer.save(step, state_of(step), {'data': {'place': step}})
+    checkpointer.wait()
+    assert checkpointer.all_steps() == [6, 8]
+  # What a later step says of it counts, too.
+  with open_in(tmp_path, keep=1) as checkpointer:
+    checkpointer.restore_newest(state_of(0))
+    checkpointer.rate(8, 0.7)
+    checkpointer.save(9, state_of(9), {'data': {'place': 9}})
+    checkpointer.wait()
+    assert checkpointer.all_steps() == [6, 9]
 
 
 def failing(monkeypatch, error, times):
@@ -216,6 +231,49 @@ def test_a_full_disk_is_tried_again_later(tmp_path, monkeypatch, capsys):
   text = capsys.readouterr().out
   assert text.count('No space left on device') == 2
   assert 'the next attempt is in' in text
+
+
+def test_a_save_that_fails_in_the_background_is_tried_again(
+  tmp_path, monkeypatch, capsys
+):
+  """As where the disk fills up while files are written."""
+  monkeypatch.setattr(checkpoint, '_FIRST_WAIT', 0.01)
+  original, calls = checkpoint.ocp.CheckpointManager.wait_until_finished, []
+
+  def wait(self):
+    original(self)
+    if (tmp_path / 'steps' / '1').exists() and not calls:
+      calls.append(1)
+      shutil.rmtree(tmp_path / 'steps' / '1')
+      raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
+
+  monkeypatch.setattr(
+    checkpoint.ocp.CheckpointManager, 'wait_until_finished', wait
+  )
+  with open_in(tmp_path) as checkpointer:
+    checkpointer.save(1, state_of(1), {'data': {'place': 1}})
+    checkpointer.wait()
+    assert checkpointer.all_steps() == []
+    assert 'step 1 was not saved (RESOURCE' in capsys.readouterr().out
+    position = {'data': {'place': 2}}
+    checkpointer.save_now(2, state_of(2), position, most_seconds=9.0)
+    assert_is(checkpointer.restore_newest(state_of(0)), 2)
+
+
+def test_damage_that_another_host_sees_is_seen_by_all(tmp_path, monkeypatch):
+  """Before the checksums, which need all hosts."""
+  fill(tmp_path, [1, 2])
+  answers = iter([1])
+  monkeypatch.setattr(
+    checkpoint.hosts, 'largest', lambda *x: (next(answers, x[0]),)
+  )
+  sums, original = [], checkpoint.checksums_of
+  monkeypatch.setattr(
+    checkpoint, 'checksums_of', lambda x: sums.append(1) or original(x)
+  )
+  with open_in(tmp_path) as checkpointer:
+    assert_is(checkpointer.restore_newest(state_of(0)), 1)
+  assert len(sums) == 1
 
 
 def test_the_last_save_is_tried_until_it_is_there_or_time_is_up(
@@ -260,7 +318,7 @@ def test_the_record_is_json(tmp_path):
   fill(tmp_path, [1])
   (file,) = (tmp_path / 'steps' / '1' / 'position').rglob('metadata')
   record = json.loads(file.read_text())
-  assert set(record) == {'crc32', 'position', 'checksums'}
+  assert set(record) == {'crc32', 'position', 'checksums', 'accuracies'}
   assert len(record['checksums']) == 4
 
 

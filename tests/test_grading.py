@@ -329,6 +329,8 @@ def test_superglue_rows_can_be_answered():
     ('5\\text{ factorial}', '5'), ('5\\text{ minus one}', '5'),
     ('5\\text{!}', '5'), ('5\\text{-}', '5'),
     ('5 \\text{ ms}', '5 \\text{ m}'), ('(1\\,2)', '12'), ('1\\,2', '12'),
+    ('\\$5', '5\\text{ cents}'), ('5 cents', '$5'), ('\\$1', '1 cent'),
+    ('90^\\circ', '90 \\text{ radians}'), ('90\u00b0', '90 rad'),
   ],
 )  # fmt: skip
 def test_what_changes_a_number_is_no_unit(answer, reference):
@@ -341,7 +343,8 @@ def test_what_changes_a_number_is_no_unit(answer, reference):
   [
     ('7 \\text{ days}', '7'), ('5\\text{ m}', '5'), ('1\\,200', '1200'),
     ('10,\\!000', '10000'), ('3 \\text{ hrs}', '3 \\text{ hr}'),
-    ('60 \\text{ miles per hour}', '60'), ('50\\%', '50'),
+    ('60 \\text{ miles per hour}', '60'), ('\\$5', '5 \\text{ dollars}'),
+    ('90^\\circ', '90 \\text{ degrees}'), ('5 cents', '5'), ('50\\%', '50'),
   ],
 )  # fmt: skip
 def test_units_that_may_be_left_out(answer, reference):

@@ -162,6 +162,20 @@ def test_a_plain_comparison_has_a_limit_too(make):
   assert grades.is_correct_R.tolist() == [False, True]
 
 
+def test_a_worker_that_does_not_read_is_replaced(make):
+  """Its pipe is full long before the request is sent."""
+  before, grader = workers(), make(plain_seconds=1.0)
+  assert grade(grader, '1', '1', reference='1')[0] == [True, True]
+  for worker in workers() - before:
+    worker.suspend()
+  began = time.monotonic()
+  long = '\\boxed{1}' * 200_000
+  grades = grader.submit([long] * 2, [question('1')] * 2)()
+  assert grades.is_timeout_R.tolist() == [True, True]
+  assert time.monotonic() - began < 10
+  assert grade(grader, '1', '1', reference='1')[0] == [True, True]
+
+
 def test_algebra(grader):
   assert grade(
     grader, '2\\sin x\\cos x', '\\sin x', 'word', 'f(2x)', reference='\\sin 2x'

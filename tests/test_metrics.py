@@ -105,3 +105,24 @@ def test_a_broken_line_is_named(tmp_path):
   path.write_text('{"step": 1}\nbroken\n{"step": 2}\n')
   with pytest.raises(UserError, match='samples.jsonl:2'):
     metrics.Lines(path, last_step=2)
+
+
+def test_what_an_fsync_lost_is_written_again(tmp_path, monkeypatch):
+  """Linux marks pages that it could not write as clean."""
+  path = tmp_path / 'x.jsonl'
+  lines = metrics.Lines(path, last_step=0)
+  lines.add({'step': 1})
+  lines.sync()
+  lines.add({'step': 2})
+
+  def lose(_):
+    path.write_bytes(b'{"step": 1}\n' + bytes(12))
+    raise OSError(5, 'Input/output error')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.os, 'fsync', lose)
+    with pytest.raises(OSError, match='Input/output'):
+      lines.sync()
+  lines.add({'step': 3})
+  lines.sync()
+  assert [row['step'] for row in read(path)] == [1, 2, 3]

@@ -1,5 +1,6 @@
 """Stops that are asked for, by signals that a process sends to itself."""
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from ogls_jax import notice, rollout, rounds, train
 from ogls_jax.errors import Preempted
+from ogls_jax.tasks import grading
 from tests.small import tree_max_difference
 from tests.test_train import final_state, read_rows, small_config
 
@@ -115,7 +117,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(
 ):
   original, calls = rounds.sampled_round, []
 
-  def noticed(questions, sample, *rest):
+  def noticed(questions, sample, *rest, poll):
     calls.append(1)
 
     def stopped(prompts, meanwhile):
@@ -131,7 +133,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(
         time.sleep(0.2)
       return rollouts
 
-    return original(questions, stopped, *rest)
+    return original(questions, stopped, *rest, poll=poll)
 
   monkeypatch.setattr(rounds, 'sampled_round', noticed)
   monkeypatch.setattr(rollout, 'MOST_TOKENS', 4)
@@ -147,3 +149,36 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(
   assert samples[0] == samples[1]
   steps = [row['step'] for row in read_rows(tmp_path / 'metrics.jsonl')]
   assert steps == [1, 2, 3, 4]
+
+
+def test_a_stop_comes_while_answers_are_graded(
+  config, whole, tmp_path, monkeypatch
+):
+  """Grading goes on for as long as its limits allow; the run does not wait."""
+  original = grading.Grader.submit
+  calls = []
+
+  def submit(self, texts, questions):
+    wait = original(self, texts, questions)
+
+    def waits(poll):
+      calls.append(1)
+      if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        never = concurrent.futures.Future()
+        self._threads.submit = lambda *_: never
+        return original(self, texts, questions)(poll)
+      return wait(poll)
+
+    return waits
+
+  with monkeypatch.context() as patch:
+    patch.setattr(grading.Grader, 'submit', submit)
+    with (
+      notice.StopNotice() as stop,
+      pytest.raises(Preempted, match='is saved'),
+    ):
+      train.train(config, tmp_path, notice=stop)
+  train.train(config, tmp_path)
+  assert tree_max_difference(final_state(whole), final_state(tmp_path)) == 0

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from ogls_jax import checkpoint, train
 from ogls_jax.tasks import arithmetic, math
 from ogls_jax.warmup import make_warmup_batch
+from tests.test_train import small_config
 
 
 def make(maker, seed=0, **rates):
@@ -69,3 +71,25 @@ def test_the_same_stream_gives_the_same_batch(maker):
   _, batch = make(maker, seed=3, hint_fraction=0.5)
   _, same = make(maker, seed=3, hint_fraction=0.5)
   np.testing.assert_array_equal(batch.response_RT, same.response_RT)
+
+
+def test_a_save_that_failed_is_tried_again_at_the_next_step(
+  tmp_path, monkeypatch, capsys
+):
+  config = small_config(
+    warmup__num_steps=8, num_steps=1, eval__num_questions=0, method='sft'
+  )
+  saved, original = [], checkpoint.ocp.CheckpointManager.save
+
+  def save(self, step, **kwargs):
+    if self.directory.name == 'warmup':
+      saved.append(step)
+      if len(saved) == 1:
+        raise OSError(28, 'No space left on device')
+    return original(self, step, **kwargs)
+
+  monkeypatch.setattr(checkpoint, '_FIRST_WAIT', 0.0)
+  monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', save)
+  train.train(config, tmp_path)
+  assert saved == [2, 3, 4, 6, 8]
+  assert capsys.readouterr().out.count('was not saved') == 1

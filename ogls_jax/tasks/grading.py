@@ -17,6 +17,8 @@ TASKS = tuple(VERDICTS)
 _NUM_WORKERS = 2
 # What is not symbolic is linear in the text; a megabyte takes a second or two.
 _PLAIN_SECONDS = 60
+# How often someone who waits for grades can do something else.
+_POLL_SECONDS = 0.5
 
 
 class Grades(NamedTuple):
@@ -84,14 +86,20 @@ class Grader:
 
   def submit(
     self, texts: Sequence[str], questions: Sequence[Question]
-  ) -> Callable[[], Grades]:
-    """Starts grading; what it returns waits for the grades."""
+  ) -> Callable[..., Grades]:
+    """Starts grading; what it returns waits for the grades.
+
+    That may be given a function to call again and again while it waits.
+    """
     jobs = [
       self._threads.submit(self._grade, text, question)
       for text, question in zip(texts, questions, strict=True)
     ]
 
-    def wait() -> Grades:
+    def wait(poll: Callable[[], None] = lambda: None) -> Grades:
+      left = jobs
+      while left := concurrent.futures.wait(left, _POLL_SECONDS)[1]:
+        poll()
       verdicts = [job.result() for job in jobs]
       return Grades(
         np.array([verdict is True for verdict in verdicts], bool),

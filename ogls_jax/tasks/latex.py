@@ -44,6 +44,14 @@ _REWRITES = [
 # `1, 234` is not `1,234`.
 _TWO_ITEMS = re.compile(r'(?<=[0-9])(?: , ?|, )(?=[0-9]{3}(?![0-9]))')
 _CURRENCY = re.compile(r'\\?\$')
+# Signs that `clean` drops, and units that are others.
+_CLASHES = [
+  (re.compile(r'\$'), re.compile(r'(?<![A-Za-z])cents?(?![A-Za-z])')),
+  (
+    re.compile(r'\\circ(?![A-Za-z])|\\degree|\u00b0'),
+    re.compile(r'(?<![A-Za-z])rad(?:ians?)?(?![A-Za-z])'),
+  ),
+]
 _PERCENT = re.compile(r'\\?%')
 
 
@@ -55,6 +63,16 @@ def is_unit(text: str) -> bool:
     return text in _LETTERS
   is_scaled = any(word in SCALES for word in (*words, ''.join(words)))
   return bool(words) and '!' not in text and not is_scaled
+
+
+def has_other_unit(answer: str, reference: str) -> bool:
+  """Whether one has a sign of a unit, and the other another: $5, 5 cents."""
+  pairs = ((answer, reference), (reference, answer))
+  return any(
+    sign.search(a) and word.search(b)
+    for sign, word in _CLASHES
+    for a, b in pairs
+  )
 
 
 def extract_boxed(text: str) -> str | None:

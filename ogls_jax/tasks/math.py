@@ -43,6 +43,8 @@ def compare(text: str, question: Question) -> bool | None:
     return True
   if max(len(answer), len(question.answer)) > MAX_ANSWER_CHARS:
     return False
+  if latex.has_other_unit(answer, question.answer):
+    return False
   answer, reference = latex.clean(answer), latex.clean(question.answer)
   plain = latex.strip_spaces(answer)
   if plain and plain == latex.strip_spaces(reference):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from ogls_jax.errors import UserError
@@ -53,15 +54,26 @@ class Sandbox:
     """
     if self._process is None:
       self._start()
-    reply = None
+    reply, process, is_late = None, self._process, threading.Event()
+
+    def end():
+      is_late.set()
+      process.kill()
+
+    # Not a limit of `poll` alone: a worker that was stopped does not read, and
+    # a long request does not fit the pipe.
+    timer = threading.Timer(seconds, end)
+    timer.start()
     try:
       message = json.dumps({'seconds': seconds} | request)
       self._pipe.send_bytes(message.encode())
-      if self._pipe.poll(seconds):
-        reply = json.loads(self._pipe.recv_bytes(_MAX_REPLY_BYTES))
+      reply = json.loads(self._pipe.recv_bytes(_MAX_REPLY_BYTES))
     except (EOFError, OSError):
       pass
-    if reply is None:
+    finally:
+      timer.cancel()
+      timer.join()
+    if reply is None or is_late.is_set():
       self._stop()
       raise Closed if self._is_closed else Exceeded
     if reply['is_full']:
