@@ -138,7 +138,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(
   monkeypatch.setattr(rounds, 'sampled_round', noticed)
   monkeypatch.setattr(rollout, 'MOST_TOKENS', 4)
   with (
-    notice.StopNotice() as stop,
+    notice.StopNotice(exit_code=9) as stop,
     pytest.raises(Preempted, match=f'step {saved} is saved'),
   ):
     train.train(config, tmp_path, notice=stop)
@@ -176,7 +176,7 @@ def test_a_stop_comes_while_answers_are_graded(
   with monkeypatch.context() as patch:
     patch.setattr(grading.Grader, 'submit', submit)
     with (
-      notice.StopNotice() as stop,
+      notice.StopNotice(exit_code=9) as stop,
       pytest.raises(Preempted, match='is saved'),
     ):
       train.train(config, tmp_path, notice=stop)
