@@ -23,6 +23,7 @@ from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.models.transformer import LORA_TARGETS, Decoder
 from ogls_jax.prompts import PromptMaker, load_template
 from ogls_jax.step import Objective
+from ogls_jax.tasks.grading import Grader
 from ogls_jax.tokenizer import Tokenizer, load_tokenizer
 from ogls_jax.validate import get, lora_targets
 
@@ -297,6 +298,17 @@ def make_optimizer(
     b2=o.b2,
     weight_decay=o.weight_decay,
     max_grad_norm=o.max_grad_norm,
+  )
+
+
+def make_grader(config: config_dict.ConfigDict) -> Grader:
+  """Of the config's task; it starts with the first answers. Close it."""
+  g = config.grading
+  return Grader(
+    config.data.task,
+    seconds=g.seconds,
+    symbolic_seconds=g.symbolic_seconds,
+    symbolic_mib=g.symbolic_mib,
   )
 
 

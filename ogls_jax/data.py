@@ -17,6 +17,7 @@ from ogls_jax.tasks.question import Question
 
 _DATA_PREFIX = 'data:'
 _BAD_ROW_CHOICES = ('error', 'skip')
+_COLUMNS = {'id', 'question', 'answer', 'solution', 'choices'}
 
 
 def resolve_path(path: str) -> str:
@@ -37,8 +38,9 @@ def read_jsonl(
 
   A row is an object with strings `question` and `answer` (or an int), and
   optionally `id`, `solution` and a list of strings `choices`. The id defaults
-  to `<file stem>-<line>`. Other fields are ignored, blank lines too. `key`
-  names the config key in errors.
+  to `<file stem>-<line>`. Other columns go to `Question.fields`, and so do the
+  keys of an object `fields`. Blank lines are ignored. `key` names the config
+  key in errors.
   """
   if on_bad_row not in _BAD_ROW_CHOICES:
     raise errors.UserError(
@@ -258,10 +260,19 @@ def _question(row: object, *, default_id: str) -> Question:
       else _text('solution', row['solution'])
     ),
     choices=tuple(_text('choices', choice) for choice in choices),
+    fields=_fields(row),
   )
   if choices and question.answer not in question.choices:
     raise ValueError(f'`answer` {question.answer!r} is not in `choices`')
   return question
+
+
+def _fields(row: dict) -> dict:
+  """Columns that are no others of a question; an object `fields` is spread."""
+  others = {key: row[key] for key in row if key not in _COLUMNS}
+  if isinstance(others.get('fields'), dict):
+    others = others.pop('fields') | others
+  return others
 
 
 def _text(field: str, value: object) -> str:

@@ -49,13 +49,24 @@ def test_read_jsonl_fields(tmp_path, name):
   )
   assert data.read_jsonl(path) == (
     [
-      Question('r0', '0 + 1', '1', 's\nt'),
+      Question('r0', '0 + 1', '1', 's\nt', fields={'level': 3}),
       Question('a-3', 'née?', '7'),
       Question('r2', '2 + 1', 'no', None, ('yes', 'no')),
       Question('12', 'q', 'a'),
     ],
     0,
   )
+
+
+def test_other_columns_become_fields(tmp_path):
+  others = {'fields': {'tests': [1, {'a': None}], 'question': 'p'}, 'label': 0}
+  path = write(tmp_path / 'a.jsonl', [row(0, **others), row(1, fields=7)])
+  first, second = data.read_jsonl(path)[0]
+  assert first.fields == {
+    'tests': [1, {'a': None}], 'question': 'p', 'label': 0,
+  }  # fmt: skip
+  assert first.question == '0 + 1' and second.fields == {'fields': 7}
+  assert len({first, second}) == 2  # hashable
 
 
 def test_byte_order_mark_and_windows_line_ends(tmp_path):

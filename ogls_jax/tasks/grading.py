@@ -10,25 +10,29 @@ import numpy as np
 from ogls_jax import errors
 from ogls_jax.tasks import sandbox
 from ogls_jax.tasks.question import Question
-from ogls_jax.tasks.worker import VERDICTS
+from ogls_jax.tasks.worker import REWARDS
 
-TASKS = tuple(VERDICTS)
+TASKS = tuple(REWARDS)
 
 _NUM_WORKERS = 2
-# What is not symbolic is linear in the text; a megabyte takes a second or two.
-_PLAIN_SECONDS = 60
 
 
 class Grades(NamedTuple):
-  """Of R answers, bool.
+  """Of R answers.
 
   Attributes:
-    is_correct_R: False where no verdict was reached.
-    is_timeout_R: grading took more than its limit of time or memory.
+    reward_R: float32, in [0, 1]; 0 where grading exceeded a limit.
+    is_timeout_R: bool, it took more than its limit of time or memory.
   """
 
-  is_correct_R: np.ndarray
+  reward_R: np.ndarray
   is_timeout_R: np.ndarray
+
+
+def is_correct(reward_R: np.ndarray, min_reward: float) -> np.ndarray:
+  """Which rewards count as correct, bool: those of at least `min_reward`."""
+  # In float32 both: as a float64 0.7 is above the reward 0.7.
+  return np.float32(reward_R) >= np.float32(min_reward)
 
 
 def check_answers(
@@ -38,19 +42,19 @@ def check_answers(
 
   In this process and without symbolic equality.
   """
-  if task not in VERDICTS:
+  if task not in REWARDS:
     raise errors.UserError(
-      f'data.task = {task!r} is unknown; use one of {", ".join(VERDICTS)}'
+      f'data.task = {task!r} is unknown; use one of {", ".join(REWARDS)}'
     )
   pairs = zip(texts, questions, strict=True)
-  return np.array([VERDICTS[task](*pair) is True for pair in pairs], dtype=bool)
+  return np.array([REWARDS[task](*pair) == 1 for pair in pairs], dtype=bool)
 
 
 class Grader:
   """Grades in worker processes, while the caller goes on.
 
   They start with the first answers and end with `close`. A worker that exceeds
-  a limit is killed and replaced; its answer counts as wrong.
+  a limit is killed and replaced; the reward of its answer is 0.
   """
 
   def __init__(
@@ -59,7 +63,7 @@ class Grader:
     *,
     symbolic_seconds: float = 2.0,
     symbolic_mib: int = 2048,
-    plain_seconds: float = _PLAIN_SECONDS,
+    seconds: float = 60.0,
   ):
     """Starts nothing yet.
 
@@ -68,11 +72,11 @@ class Grader:
       symbolic_seconds: for one answer of which only algebra can tell whether
         it is right; 0 for no such answers.
       symbolic_mib: memory of a worker.
-      plain_seconds: for one answer otherwise.
+      seconds: for one answer otherwise.
     """
     self._task = task
     self._symbolic_seconds = symbolic_seconds
-    self._plain_seconds = plain_seconds
+    self._seconds = seconds
     self._all = [sandbox.Sandbox(symbolic_mib) for _ in range(_NUM_WORKERS)]
     self._free = queue.SimpleQueue()
     for worker in self._all:
@@ -92,10 +96,10 @@ class Grader:
     ]
 
     def wait() -> Grades:
-      verdicts = [job.result() for job in jobs]
+      rewards = [job.result() for job in jobs]
       return Grades(
-        np.array([verdict is True for verdict in verdicts], bool),
-        np.array([verdict is None for verdict in verdicts], bool),
+        np.array([reward or 0.0 for reward in rewards], np.float32),
+        np.array([reward is None for reward in rewards], bool),
       )
 
     return wait
@@ -107,22 +111,16 @@ class Grader:
       worker.close()
     self._threads.shutdown()
 
-  def _grade(self, text, question) -> bool | None:
-    """Whether it is right; None where a limit was exceeded."""
-    fields = dict(
-      task=self._task,
-      text=text,
-      id=question.id,
-      answer=question.answer,
-      choices=question.choices,
-    )
+  def _grade(self, text, question) -> float | None:
+    """Its reward; None where a limit was exceeded."""
+    fields = dict(task=self._task, text=text, question=vars(question))
     worker = self._free.get()
     try:
-      verdict = worker.ask(self._plain_seconds, do='compare', **fields)
-      if verdict is not None:
-        return verdict
+      reward = worker.ask(self._seconds, do='reward', **fields)
+      if reward is not None:
+        return reward
       if not self._symbolic_seconds:
-        return False
+        return 0.0
       worker.load()
       return worker.ask(self._symbolic_seconds, do='symbolic', **fields)
     except sandbox.Exceeded:

@@ -44,8 +44,8 @@ class Sandbox:
       self.ask(_START_SECONDS, do='load')
       self._is_loaded = True
 
-  def ask(self, seconds: float, **request: Any) -> bool | None:
-    """The verdict on a request (`worker.main`), within so many seconds.
+  def ask(self, seconds: float, **request: Any) -> float | None:
+    """The reward that a request (`worker.main`) asks for, within `seconds`.
 
     Raises:
       Exceeded: the worker is killed; the next request starts another.
@@ -68,7 +68,7 @@ class Sandbox:
       self._stop()
     if 'error' in reply:
       raise UserError(reply['error'])
-    return reply['verdict']
+    return reply['reward']
 
   def close(self) -> None:
     """Ends the worker, whatever it does; from any thread."""

@@ -18,7 +18,8 @@ from ogls_jax.errors import UserError
 from ogls_jax.tasks import math, superglue, symbolic
 from ogls_jax.tasks.question import Question
 
-VERDICTS = {
+# (text, question) to a reward in [0, 1], or None: undecided.
+REWARDS = {
   'arithmetic': math.compare,
   'math': math.compare,
   'superglue': superglue.is_correct,
@@ -35,9 +36,9 @@ def main(descriptor: int, parent: int, limit_mib: int) -> None:
 
   Each is {do, seconds, ...} with `do` one of
     load: imports what `symbolic` needs;
-    compare: of task, text and question: true, false, or null for undecided;
-    symbolic: of text and question: true or false.
-  A reply is {verdict, is_full} or {error}; the process ends instead where a
+    reward: of task, text and question: in [0, 1], or null for undecided;
+    symbolic: of text and question: 0 or 1.
+  A reply is {reward, is_full} or {error}; the process ends instead where a
   request takes more than `seconds` or the memory limit.
   """
   resource.setrlimit(resource.RLIMIT_AS, (limit_mib * _MIB,) * 2)
@@ -56,7 +57,7 @@ def main(descriptor: int, parent: int, limit_mib: int) -> None:
     # Without a handler SIGALRM ends the process, whatever it is doing.
     signal.alarm(numbers.ceil(request['seconds']) + _GRACE_SECONDS)
     try:
-      reply = {'verdict': _answer(request)}
+      reply = {'reward': _answer(request)}
     except UserError as error:
       reply = {'error': str(error)}
     except MemoryError:
@@ -69,25 +70,25 @@ def main(descriptor: int, parent: int, limit_mib: int) -> None:
     pipe.send_bytes(json.dumps(reply).encode())
 
 
-def _answer(request) -> bool | None:
+def _answer(request) -> float | None:
   if request['do'] == 'load':
     symbolic.load()
-    return True
-  text, reference = request['text'], request['answer']
-  if request['do'] == 'compare':
-    question = Question(
-      request['id'], '', reference, choices=tuple(request['choices'])
-    )
-    verdict = VERDICTS[request['task']](text, question)
-    if verdict is None and symbolic.candidates(text, reference) is None:
-      return False
-    return verdict
+    return None
+  text, reference = request['text'], request['question']['answer']
+  if request['do'] == 'reward':
+    fields = request['question']
+    fields['choices'] = tuple(fields['choices'])
+    question = Question(**fields)
+    reward = REWARDS[request['task']](text, question)
+    if reward is None and symbolic.candidates(text, reference) is None:
+      return 0.0
+    return None if reward is None else float(reward)
   try:
-    return symbolic.is_equal(*symbolic.candidates(text, reference))
+    return float(symbolic.is_equal(*symbolic.candidates(text, reference)))
   except MemoryError:
     raise
   except Exception:  # whatever sympy raises: it cannot say that they are equal
-    return False
+    return 0.0
 
 
 def _peak_bytes() -> int:
