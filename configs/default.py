@@ -116,7 +116,9 @@ def get_config() -> config_dict.ConfigDict:
 
 def _data() -> config_dict.ConfigDict:
   return config_dict.create(
-    task='math',  # arithmetic (generated), math or superglue: how to grade
+    # How to grade: arithmetic (generated), math, superglue, or the path of a
+    # Python file with `reward(text, question)`; docs/tasks.md.
+    task='math',
     path='',  # .jsonl or .jsonl.gz; `data:x` is x under $OGLS_DATA_DIR
     eval_path='',  # empty: a share of `path`, chosen by each row's id
     eval_fraction=0.2,

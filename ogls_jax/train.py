@@ -76,6 +76,7 @@ def train(
   warn_of_length(config, settings.context_tokens)
   questions, held_out, num_skipped = load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
+  build.check_task(config, questions[0])
   flag = f'--workdir={workdir}'
   is_claimed = check_same(workdir / 'config.json', values, flag=flag)
   is_finished = is_claimed and (workdir / 'summary.json').is_file()

@@ -1,6 +1,7 @@
 """Grades responses, whatever the task, in worker processes with limits."""
 
 import concurrent.futures
+import os
 import queue
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from ogls_jax.tasks.question import Question
 from ogls_jax.tasks.worker import REWARDS
 
 TASKS = tuple(REWARDS)
+OWN_TASK_SUFFIX = '.py'
 
 _NUM_WORKERS = 2
 
@@ -68,13 +70,15 @@ class Grader:
     """Starts nothing yet.
 
     Args:
-      task: one of `TASKS`.
+      task: one of `TASKS`, or the path of a Python file with a function
+        `reward(text, question)`.
       symbolic_seconds: for one answer of which only algebra can tell whether
         it is right; 0 for no such answers.
       symbolic_mib: memory of a worker.
       seconds: for one answer otherwise.
     """
-    self._task = task
+    self._is_own = task.endswith(OWN_TASK_SUFFIX)
+    self._task = os.path.abspath(task) if self._is_own else task
     self._symbolic_seconds = symbolic_seconds
     self._seconds = seconds
     self._all = [sandbox.Sandbox(symbolic_mib) for _ in range(_NUM_WORKERS)]
@@ -104,6 +108,22 @@ class Grader:
 
     return wait
 
+  def check(self, question: Question) -> None:
+    """Tries a task's file on an empty answer, so that it fails early.
+
+    Raises:
+      UserError: it cannot be loaded, has no function `reward`, raises, takes
+        more than a limit, or returns what is no reward.
+    """
+    if not self._is_own:
+      return
+    if self.submit([''], [question])().is_timeout_R[0]:
+      raise errors.UserError(
+        f'data.task = {self._task}: to load it and to grade an empty answer to'
+        f' question {question.id!r} takes more time than grading.seconds or'
+        ' more memory than grading.symbolic_mib; raise them, or let it do less'
+      )
+
   def close(self) -> None:
     """Ends the workers, whatever they do."""
     self._threads.shutdown(wait=False, cancel_futures=True)
@@ -116,12 +136,14 @@ class Grader:
     fields = dict(task=self._task, text=text, question=vars(question))
     worker = self._free.get()
     try:
+      if self._is_own:
+        worker.load(self._task)
       reward = worker.ask(self._seconds, do='reward', **fields)
       if reward is not None:
         return reward
       if not self._symbolic_seconds:
         return 0.0
-      worker.load()
+      worker.load(self._task)
       return worker.ask(self._symbolic_seconds, do='symbolic', **fields)
     except sandbox.Exceeded:
       return None
