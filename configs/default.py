@@ -124,6 +124,7 @@ def _data() -> config_dict.ConfigDict:
     eval_fraction=0.2,
     tfds_name='',  # a TFDS name instead of `path`, in array_record format
     tfds_split='train',
+    tfds_eval_split='',  # empty: a share of tfds_split, as for eval_path
     tfds_dir='',
     on_bad_row='error',  # error, or skip (counted in the metrics)
     seed=0,  # of generation and the split by id; order: this and config.seed

@@ -8,10 +8,10 @@ ORDER = """
   errors cache_dir json_file numerics batches mesh hosts notice
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.latex tasks.values tasks.expressions tasks.forms
-  tasks.math tasks.superglue tasks.arithmetic tasks.symbolic tasks.worker
-  tasks.sandbox tasks.grading
+  tasks.math tasks.superglue_rows tasks.superglue tasks.superglue_metrics
+  tasks.arithmetic tasks.symbolic tasks.worker tasks.sandbox tasks.grading
   answers
-  data
+  tfds_rows data
   models.locate models.settings models.attention models.quantize models.lora
   models.cache models.layer models.splash models.transformer
   models.config_checks models.families models.hf_config models.gguf_config
