@@ -19,7 +19,8 @@ ORDER = """
   prompts token_choice sampling rollout hints teacher steering
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
   step
-  validate questions build evaluation repetition rounds warmup runs
+  validate questions label_likelihood build evaluation repetition rounds
+  warmup runs
   programs health reporting saver profile loop cli train export
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
   step_parts shapes compiled_sampling compiled suggest preflight

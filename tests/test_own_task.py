@@ -168,10 +168,9 @@ def test_programs_of_a_task_end_with_a_killed_run(tmp_path):
   assert not psutil.wait_procs(sleepers() - before, timeout=15)[1]
 
 
-def test_a_built_in_task_needs_no_check():
-  before = psutil.Process().children()
+def test_a_built_in_task_needs_no_check(monkeypatch):
+  monkeypatch.setattr(Grader, 'submit', None)  # not even a worker
   build.check_task(small_config(), QUESTION)
-  assert psutil.Process().children() == before
 
 
 def test_validate_knows_tasks(tmp_path):

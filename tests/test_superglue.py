@@ -153,7 +153,9 @@ def test_other_configs_are_refused(name):
   [
     ({'span2_index': 8}, "'it' is not at word 8"),
     ({'span2_index': 99}, 'at word 99'),
-    ({'span2_index': -1}, 'at word -1'),
+    ({'span2_index': -2}, 'at word -2'),
+    ({'span2_index': 1}, 'at word 1'),
+    ({'span2_text': 'i'}, "'i' is not at word"),
     ({'span2_text': ''}, "'' is not at word"),
   ],
 )
@@ -261,7 +263,7 @@ def multirc(*rows):
 def test_multirc_by_hand():
   scores = superglue_metrics.score(
     multirc(
-      (0, 0, 'yes', 'yes'), (0, 0, 'no', 'no'),  # all right
+      (0, 0, 'yes', 'yes'), (0, 0, 'no', 'no'), (0, 0, 'no', 'no'),  # right
       (0, 1, 'yes', 'yes'), (0, 1, 'yes', 'no'),  # one of two
       (1, 0, 'no', 'yes'), (1, 0, 'no', 'no'),
       (1, 1, 'no', 'hm'),  # unanswered: not exact, no false alarm

@@ -91,7 +91,8 @@ def _marked(text: str, span: str, index: int) -> str:
   """
   words = list(re.finditer(r'\S+', text))
   start = words[index].start() if 0 <= index < len(words) else len(text)
-  found = re.compile(re.escape(span), re.IGNORECASE).search(text, start)
+  span_text = re.compile(rf'{re.escape(span)}(?!\w)', re.IGNORECASE)
+  found = span_text.search(text, start)
   if not span or found is None or text[start : found.start()].strip('"\'(`'):
     raise ValueError(f'`span2_text` {span!r} is not at word {index} of `text`')
   return f'{text[: found.start()]}*{found[0]}*{text[found.end() :]}'
