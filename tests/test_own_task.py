@@ -15,7 +15,7 @@ from ogls_jax import validate as validate_lib
 from ogls_jax.errors import UserError
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
-from tests.test_train import small_config
+from tests.test_train import read_rows, small_config
 
 QUESTION = Question(
   'q', 'How?', 'a', 's', ('a', 'b'), {'tests': [1, {'of': None}]}
@@ -185,15 +185,44 @@ def test_validate_knows_tasks(tmp_path):
   validate_lib.validate(config, 1)
 
 
-def test_a_bad_task_ends_the_run_before_it_begins(tmp_path, monkeypatch):
-  (tmp_path / 'own.py').write_text('def reward(text, question): return 2')
+def arithmetic_rows(path):
   rows = [
     {'id': f'q{i}', 'question': f'{i} + 1', 'answer': str(i)} for i in range(9)
   ]
-  (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  return str(path)
+
+
+def test_a_run_with_partial_rewards(tmp_path):
+  (tmp_path / 'own.py').write_text(
+    'def reward(text, question): return len(text) % 3 / 2'
+  )
   config = small_config(
     data__task=str(tmp_path / 'own.py'),
-    data__path=str(tmp_path / 'a.jsonl'),
+    data__path=arithmetic_rows(tmp_path / 'a.jsonl'),
+    warmup__num_steps=0, eval__num_questions=0, num_steps=1,
+    rollouts__group_size=4, hints__min_reward=0.5, log__samples_rollouts=32,
+    log__samples_every_steps=1,
+  )  # fmt: skip
+  train.train(config, tmp_path / 'run')
+  values = read_rows(tmp_path / 'run' / 'metrics.jsonl')[0]
+  samples = read_rows(tmp_path / 'run' / 'samples.jsonl')
+  rewards = [sample['reward'] for sample in samples]
+  assert set(rewards) == {0, 0.5, 1}
+  assert values['reward_mean'] == pytest.approx(sum(rewards) / 32)
+  for sample in samples:
+    assert sample['reward'] == len(sample['response']) % 3 / 2
+    assert sample['is_correct'] == (sample['reward'] > 0)
+    assert not (sample['is_scored'] and sample['is_correct'])
+  num_steered = values['steered_rollout_fraction'] * 32
+  assert 0 < num_steered <= rewards.count(0)
+
+
+def test_a_bad_task_ends_the_run_before_it_begins(tmp_path, monkeypatch):
+  (tmp_path / 'own.py').write_text('def reward(text, question): return 2')
+  config = small_config(
+    data__task=str(tmp_path / 'own.py'),
+    data__path=arithmetic_rows(tmp_path / 'a.jsonl'),
     warmup__num_steps=0,
     eval__num_questions=0,
   )
