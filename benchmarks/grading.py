@@ -78,7 +78,7 @@ def compare_with_math_verify(num_pairs: int, seed: int) -> None:
   began, differences = time.monotonic(), []
   counts = collections.Counter()
   for (kind, answer, reference), ours in zip(
-    pairs, grades.is_correct_R, strict=True
+    pairs, grades.reward_R == 1, strict=True
   ):
     theirs = math_verify_says(answer, reference)
     counts['the same' if kind in grading_pairs.SAME else 'others', ours] += 1
@@ -116,8 +116,8 @@ def grade_hostile(num: int, seed: int) -> int:
       row[0] += 1
       row[1] = max(row[1], seconds)
       row[2] += int(grades.is_timeout_R[0])
-      row[3] += int(grades.is_correct_R[0])
-      if grades.is_correct_R[0]:
+      row[3] += int(grades.reward_R[0])
+      if grades.reward_R[0]:
         print(f'said to be right: {answer[:200]!r} | {reference}')
       if i % 20 == 0 or seconds > 0.5:
         peak = max(peak, worker_peak())

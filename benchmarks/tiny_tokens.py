@@ -27,7 +27,6 @@ from ogls_jax.batches import flatten_rows, unflatten_rows
 from ogls_jax.mesh import make_mesh
 from ogls_jax.models.transformer import project
 from ogls_jax.questions import load_questions
-from ogls_jax.tasks.grading import Grader
 from ogls_jax.validate import validate
 
 _NUM_QUESTIONS = 64
@@ -90,7 +89,7 @@ def main():
   maker = build.load_maker(config)
   questions, _, _ = load_questions(config, maker)
   mesh = make_mesh(dict(config.mesh))
-  grader = contextlib.closing(Grader(config.data.task))
+  grader = contextlib.closing(build.make_grader(config))
   with jax.set_mesh(mesh), grader as grader:
     settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
     base = build.base_model(config, settings, mesh)

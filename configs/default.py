@@ -36,6 +36,7 @@ def get_config() -> config_dict.ConfigDict:
     min_p=0.0,  # 0 keeps all
   )
   config.hints = config_dict.create(
+    min_reward=1.0,  # a rollout of at least this reward is in P+, else in P-
     exclude_self=False,  # leave the scored rollout out of its own pools
     max_per_pool=0,  # 0 for all; the solution first, then rollouts in order
     max_tokens=8192,  # longer hints lose their end; counted as hints_cut
@@ -77,9 +78,13 @@ def get_config() -> config_dict.ConfigDict:
     num_microbatches=1,  # divides batch_questions; bounds memory
   )
   config.warmup = _warmup()
-  # Answers that only algebra tells are graded by math-verify, in worker
-  # processes. What exceeds a limit is wrong, and counted as grader_timeouts.
+  # Answers are graded in two worker processes; those that only algebra tells
+  # by math-verify. What exceeds a limit gets reward 0, and is counted as
+  # grader_timeouts.
   config.grading = config_dict.create(
+    # For one answer, without algebra: linear in the text, and a megabyte takes
+    # a second or two; or what a task of your own takes.
+    seconds=60.0,
     symbolic_seconds=2.0,  # for one answer; 0 grades none of them
     symbolic_mib=2048,  # of address space, of each of two workers
   )
@@ -111,12 +116,15 @@ def get_config() -> config_dict.ConfigDict:
 
 def _data() -> config_dict.ConfigDict:
   return config_dict.create(
-    task='math',  # arithmetic (generated), math or superglue: how to grade
+    # How to grade: arithmetic (generated), math, superglue, or the path of a
+    # Python file with `reward(text, question)`; docs/tasks.md.
+    task='math',
     path='',  # .jsonl or .jsonl.gz; `data:x` is x under $OGLS_DATA_DIR
     eval_path='',  # empty: a share of `path`, chosen by each row's id
     eval_fraction=0.2,
     tfds_name='',  # a TFDS name instead of `path`, in array_record format
     tfds_split='train',
+    tfds_eval_split='',  # empty: a share of tfds_split, as for eval_path
     tfds_dir='',
     on_bad_row='error',  # error, or skip (counted in the metrics)
     seed=0,  # of generation and the split by id; order: this and config.seed

@@ -11,7 +11,7 @@ from ogls_jax.tokenizer import Tokenizer
 
 
 class Answers:
-  """The text of each of R rollouts and whether it is right.
+  """The text of each of R rollouts and its reward.
 
   Those that end early are decoded and graded while the device samples the rest.
   """
@@ -40,10 +40,12 @@ class Answers:
 
     `poll` is called again and again meanwhile.
     """
-    grades_2R = np.zeros((2, len(self._texts)), bool)
+    num_rows = len(self._texts)
+    grades = Grades(np.zeros(num_rows, np.float32), np.zeros(num_rows, bool))
     for rows, wait in self._jobs:
-      grades_2R[:, rows] = wait(poll)
-    return self._texts, Grades(*grades_2R)
+      for all_R, some in zip(grades, wait(poll), strict=True):
+        all_R[rows] = some
+    return self._texts, grades
 
   def _take(self, rollouts, is_over_R):
     rows = [r for r in np.flatnonzero(is_over_R) if self._texts[r] is None]

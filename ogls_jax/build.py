@@ -1,5 +1,6 @@
 """From a config to the things a command works with."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.models.transformer import LORA_TARGETS, Decoder
 from ogls_jax.prompts import PromptMaker, load_template
 from ogls_jax.step import Objective
+from ogls_jax.tasks.grading import Grader
+from ogls_jax.tasks.question import Question
 from ogls_jax.tokenizer import Tokenizer, load_tokenizer
 from ogls_jax.validate import get, lora_targets
 
@@ -298,6 +301,27 @@ def make_optimizer(
     weight_decay=o.weight_decay,
     max_grad_norm=o.max_grad_norm,
   )
+
+
+def make_grader(config: config_dict.ConfigDict) -> Grader:
+  """Of the config's task; it starts with the first answers. Close it."""
+  g = config.grading
+  return Grader(
+    config.data.task,
+    seconds=g.seconds,
+    symbolic_seconds=g.symbolic_seconds,
+    symbolic_mib=g.symbolic_mib,
+  )
+
+
+def check_task(config: config_dict.ConfigDict, question: Question) -> None:
+  """Tries a task of the user's own before anything compiles.
+
+  Raises:
+    UserError: as `Grader.check`.
+  """
+  with contextlib.closing(make_grader(config)) as grader:
+    grader.check(question)
 
 
 def checkpointer(

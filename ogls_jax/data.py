@@ -7,16 +7,16 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import grain
-import numpy as np
 
-from ogls_jax import errors
+from ogls_jax import errors, tfds_rows
 from ogls_jax.tasks.question import Question
 
 _DATA_PREFIX = 'data:'
 _BAD_ROW_CHOICES = ('error', 'skip')
+_COLUMNS = {'id', 'question', 'answer', 'solution', 'choices'}
 
 
 def resolve_path(path: str) -> str:
@@ -37,8 +37,9 @@ def read_jsonl(
 
   A row is an object with strings `question` and `answer` (or an int), and
   optionally `id`, `solution` and a list of strings `choices`. The id defaults
-  to `<file stem>-<line>`. Other fields are ignored, blank lines too. `key`
-  names the config key in errors.
+  to `<file stem>-<line>`. Other columns go to `Question.fields`, and so do the
+  keys of an object `fields`. Blank lines are ignored. `key` names the config
+  key in errors.
   """
   if on_bad_row not in _BAD_ROW_CHOICES:
     raise errors.UserError(
@@ -81,26 +82,23 @@ def read_tfds(
   split: str,
   data_dir: str,
   on_bad_row: str = 'error',
-  columns: tuple[str, str, str, str] = (
-    'id',
-    'question',
-    'answer',
-    'solution',
-  ),
+  columns: Sequence[str] = tfds_rows.COLUMNS,
 ) -> tuple[list[Question], int]:
   """Reads a TensorFlow Datasets split; array_record needs no TensorFlow.
 
-  Returns (questions, number of bad rows skipped), as `read_jsonl` does. A
-  column `choices` is read if there is one.
+  Returns (questions, number of bad rows skipped), as `read_jsonl` does, of rows
+  by `tfds_rows.converter_of`.
 
   Args:
     name: as `tfds.data_source` takes it, e.g. `my_set/config:1.0.0`.
     split: e.g. `train` or `train[:1000]`.
     data_dir: where it is prepared; '' is TFDS's own default.
     on_bad_row: 'error' or 'skip'.
-    columns: the data set's names for id, question, answer and solution. The
-      first and the last may be absent (the id becomes `<name>-<split>-<row>`).
+    columns: the data set's names for id, question, answer and solution, if it
+      is not known to `tfds_rows`. The first and the last may be absent (the id
+      becomes `<name>-<split>-<row>`).
   """
+  convert = tfds_rows.converter_of(name, columns)
   try:
     import tensorflow_datasets as tfds  # slow to import; jsonl needs none of it
   except ImportError as error:
@@ -121,9 +119,7 @@ def read_tfds(
   questions, seen, num_bad = [], set(), 0
   for i, record in enumerate(source):
     try:
-      question = _question(
-        _rename_columns(record, columns), default_id=f'{name}-{split}-{i}'
-      )
+      question = _question(convert(record), default_id=f'{name}-{split}-{i}')
       _check_new(question.id, seen)
     except ValueError as error:
       if on_bad_row == 'skip':
@@ -157,13 +153,15 @@ def without_shared(
   shared = [q for q in questions if q.question in texts]
   if shared and on_bad_row == 'error':
     raise errors.UserError(
-      f'data.path: question {shared[0].id!r} is also in data.eval_path; mend'
-      ' it, or set data.on_bad_row=skip to train without such questions'
+      f'question {shared[0].id!r} of the training data is also held out by'
+      ' data.eval_path or data.tfds_eval_split; mend it, or set'
+      ' data.on_bad_row=skip to train without such questions'
     )
   kept = [q for q in questions if q.question not in texts]
   if not kept:
     raise errors.UserError(
-      'data.path holds no question beyond those of data.eval_path'
+      'the training data holds no question beyond those of data.eval_path or'
+      ' data.tfds_eval_split'
     )
   return kept, len(shared)
 
@@ -258,10 +256,19 @@ def _question(row: object, *, default_id: str) -> Question:
       else _text('solution', row['solution'])
     ),
     choices=tuple(_text('choices', choice) for choice in choices),
+    fields=_fields(row),
   )
   if choices and question.answer not in question.choices:
     raise ValueError(f'`answer` {question.answer!r} is not in `choices`')
   return question
+
+
+def _fields(row: dict) -> dict:
+  """Columns that are no others of a question; an object `fields` is spread."""
+  others = {key: row[key] for key in row if key not in _COLUMNS}
+  if isinstance(others.get('fields'), dict):
+    others = others.pop('fields') | others
+  return others
 
 
 def _text(field: str, value: object) -> str:
@@ -283,25 +290,3 @@ def _check_new(row_id: str, seen: set[str]) -> None:
   if row_id in seen:
     raise ValueError(f'`id` {row_id} is already taken by an earlier row')
   seen.add(row_id)
-
-
-def _rename_columns(record: dict, columns: Iterable[str]) -> dict:
-  row = {}
-  fields = ('id', 'question', 'answer', 'solution')
-  for field, column in zip(fields, columns, strict=True):
-    if column in record:
-      value = record[column]
-      value = int(value) if isinstance(value, np.integer) else value
-      row[field] = _str(value)
-    elif field in ('question', 'answer'):
-      raise ValueError(
-        f'there is no column {column!r} for `{field}`, only '
-        f'{", ".join(sorted(record))}'
-      )
-  if 'choices' in record:
-    row['choices'] = [_str(choice) for choice in record['choices']]
-  return row
-
-
-def _str(value):
-  return value.decode() if isinstance(value, bytes) else value

@@ -9,7 +9,7 @@ from ogls_jax import hosts
 from ogls_jax.answers import Answers
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import own_questions
-from ogls_jax.tasks.grading import Grader
+from ogls_jax.tasks.grading import Grader, is_correct
 from ogls_jax.tasks.question import Question
 
 
@@ -41,6 +41,7 @@ def evaluate(
   mesh,
   *,
   grader: Grader,
+  min_reward: float,
   batch_questions: int,
   bucket_tokens: int,
   poll: Callable[[], None] = lambda: None,
@@ -58,6 +59,7 @@ def evaluate(
     maker: renders prompts and decodes responses.
     mesh: where batches go.
     grader: of the task; it grades one batch while the next is sampled.
+    min_reward: a rollout of at least this reward is correct.
     batch_questions: questions sampled at a time.
     bucket_tokens: prompts are padded to a multiple of this.
     poll: called again and again while the last answers are graded.
@@ -83,9 +85,13 @@ def evaluate(
     batches.append((answers, num_samples))
   correct, timeouts = [], []
   for answers, num_samples in batches:
+    grades = answers.wait(poll)[1]
     counts = [
       is_so_R.reshape(-1, num_samples).sum(1, dtype=np.float32)
-      for is_so_R in answers.wait(poll)[1]
+      for is_so_R in (
+        is_correct(grades.reward_R, min_reward),
+        grades.is_timeout_R,
+      )
     ]
     counts_B2 = hosts.share_rows(np.stack(counts, -1), mesh)
     correct.append(counts_B2[:, 0].astype(np.float64) / num_samples)

@@ -109,6 +109,7 @@ def accuracy(parts: Parts, state: TrainState, when: str) -> list[float]:
     parts.maker,
     parts.mesh,
     grader=parts.grader,
+    min_reward=config.hints.min_reward,
     batch_questions=config.eval.batch_questions,
     bucket_tokens=config.prompt.bucket_tokens,
     poll=parts.notice.poll,

@@ -99,5 +99,6 @@ def round_rules(
     tail_tokens=config.tail.tokens if config.tail.weight else 0,
     bucket_tokens=config.prompt.bucket_tokens,
     answer_as_solution=config.hints.answer_as_solution,
+    min_reward=config.hints.min_reward,
     hints=build.hint_rules(config),
   )

@@ -61,27 +61,36 @@ def _read_questions(d):
     raise UserError(
       f"data.path = '' must name a .jsonl file for data.task = {d.task!r}"
     )
-  if d.tfds_name:
-    questions, num_skipped = data.read_tfds(
-      d.tfds_name,
-      split=d.tfds_split,
-      data_dir=d.tfds_dir,
-      on_bad_row=d.on_bad_row,
+  if d.tfds_eval_split and (d.eval_path or not d.tfds_name):
+    raise UserError(
+      f'data.tfds_eval_split = {d.tfds_eval_split!r} is for data.tfds_name ='
+      f' {d.tfds_name!r} without data.eval_path = {d.eval_path!r}'
     )
+  if d.tfds_name:
+    questions, num_skipped = _read_tfds(d, d.tfds_split)
   else:
     questions, num_skipped = data.read_jsonl(d.path, on_bad_row=d.on_bad_row)
-  if not d.eval_path:
+  if not (d.eval_path or d.tfds_eval_split):
     train, held_out = data.split_by_id(
       questions, eval_fraction=d.eval_fraction, seed=d.seed
     )
     return train, held_out, num_skipped
-  held_out, more = data.read_jsonl(
-    d.eval_path, on_bad_row=d.on_bad_row, key='data.eval_path'
-  )
+  if d.tfds_eval_split:
+    held_out, more = _read_tfds(d, d.tfds_eval_split)
+  else:
+    held_out, more = data.read_jsonl(
+      d.eval_path, on_bad_row=d.on_bad_row, key='data.eval_path'
+    )
   train, num_shared = data.without_shared(
     questions, held_out, on_bad_row=d.on_bad_row
   )
   return train, held_out, num_skipped + more + num_shared
+
+
+def _read_tfds(d, split):
+  return data.read_tfds(
+    d.tfds_name, split=split, data_dir=d.tfds_dir, on_bad_row=d.on_bad_row
+  )
 
 
 def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:

@@ -16,9 +16,10 @@ from ogls_jax.rounds import Round
 # One object a step in metrics.jsonl; null where a method does not have it.
 METRICS = (
   'loss', 'tail_loss', 'kl', 'clip_fraction', 'entropy', 'reward_mean',
-  'eval_accuracy', 'mixed_group_fraction', 'steered_rollout_fraction',
-  'strength', 'response_tokens_mean', 'truncated_fraction',
-  'repeated_fraction', 'hints_cut', 'grader_timeouts', 'rows_skipped',
+  'correct_fraction', 'eval_accuracy', 'mixed_group_fraction',
+  'steered_rollout_fraction', 'strength', 'response_tokens_mean',
+  'truncated_fraction', 'repeated_fraction', 'hints_cut', 'grader_timeouts',
+  'rows_skipped',
   'updates_skipped', 'warnings', 'grad_norm', 'learning_rate',
   'seconds_sampling', 'seconds_grading', 'seconds_hints', 'seconds_distill',
   'tokens_per_second',

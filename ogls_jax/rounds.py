@@ -15,7 +15,7 @@ from ogls_jax.loss_masks import advantages, given_rollouts, make_loss_batch
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import own_questions, solution_of
 from ogls_jax.repetition import repeated_fractions
-from ogls_jax.tasks.grading import Grader
+from ogls_jax.tasks.grading import Grader, is_correct
 from ogls_jax.tasks.question import Question
 
 
@@ -30,6 +30,7 @@ class RoundRules:
   tail_tokens: int
   bucket_tokens: int
   answer_as_solution: bool
+  min_reward: float
   hints: hints_lib.HintRules
 
 
@@ -92,13 +93,14 @@ def sampled_round(
   with jax.profiler.TraceAnnotation('grading'):
     answers.take_all(rollouts)
     responses, grades = answers.wait(poll)
-    # Where several hosts hold a row, the verdict is its owner's.
+    # Where several hosts hold a row, the reward is its owner's.
     repeated_R = repeated_fractions(rollouts.response_RT, rollouts.length_R)
     lengths = [rollouts.length_R, rollouts.is_truncated_R]
     facts = [*grades, *lengths, repeated_R]
     facts_R5 = hosts.share_rows(np.stack(facts, -1).astype(np.float32), mesh)
     own_R = hosts.own_rows(len(facts_R5), mesh)
-    is_correct_R = facts_R5[own_R, 0] > 0
+    reward_R = facts_R5[own_R, 0]
+    is_correct_R = is_correct(reward_R, rules.min_reward)
   ends['grading'] = time.monotonic()
   is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
   is_scored_R = np.ones_like(is_correct_R)
@@ -109,7 +111,8 @@ def sampled_round(
     )
   advantage_R = np.zeros(is_correct_R.shape, np.float32)
   if rules.method == 'grpo':
-    advantage_R = advantages(is_correct_BG.astype(np.float64))
+    reward_BG = reward_R.reshape(-1, rules.group_size)
+    advantage_R = advantages(reward_BG.astype(np.float64))
   batch = make_loss_batch(
     prompts=prompts,
     rollouts=rollouts,
@@ -130,11 +133,12 @@ def sampled_round(
       'question': question.question,
       'answer': question.answer,
       'response': response,
-      'reward': float(is_correct),
+      'reward': round(float(reward), 6),  # of the digits of a float32
+      'is_correct': bool(is_so),
       'is_scored': bool(is_scored),
     }
-    for question, response, is_correct, is_scored in zip(
-      graded, responses, is_correct_R, is_scored_R, strict=True
+    for question, response, reward, is_so, is_scored in zip(
+      graded, responses, reward_R, is_correct_R, is_scored_R, strict=True
     )
   ]
   batch = hosts.put_rows(batch, mesh)
@@ -146,15 +150,16 @@ def _values(facts_R5, is_scored_R, num_cut_B, mesh, rules):
   """Metrics of the rows of all hosts.
 
   Args:
-    facts_R5: is_correct, is_timeout, length, is_truncated and the repeated
+    facts_R5: reward, is_timeout, length, is_truncated and the repeated
       share of all rows.
     is_scored_R: of this host's.
     num_cut_B: of this host's questions.
     mesh: that of the rows.
     rules: of the config.
   """
-  is_correct_R, is_timeout_R, length_R, is_truncated_R, repeated_R = facts_R5.T
-  is_correct_BG = is_correct_R.reshape(-1, rules.group_size) > 0
+  reward_R, is_timeout_R, length_R, is_truncated_R, repeated_R = facts_R5.T
+  is_correct_R = is_correct(reward_R, rules.min_reward)
+  is_correct_BG = is_correct_R.reshape(-1, rules.group_size)
   is_mixed_B = is_correct_BG.any(1) & ~is_correct_BG.all(1)
   is_scored_BG = is_scored_R.reshape(-1, rules.group_size)
   pooled_B2 = np.stack([is_scored_BG.sum(1), num_cut_B], -1)
@@ -162,7 +167,8 @@ def _values(facts_R5, is_scored_R, num_cut_B, mesh, rules):
     pooled_B2.astype(np.float32), mesh
   ).T
   return {
-    'reward_mean': float(is_correct_R.mean()),
+    'reward_mean': float(reward_R.mean()),
+    'correct_fraction': float(is_correct_R.mean()),
     'mixed_group_fraction': float(is_mixed_B.mean()),
     'steered_rollout_fraction': float(num_scored_B.sum() / len(length_R)),
     'response_tokens_mean': float(length_R.mean()),

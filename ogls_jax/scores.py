@@ -39,12 +39,14 @@ def pass_at(num: int, num_correct_Q: np.ndarray, k: int) -> np.ndarray:
 def answer_of(text: str, question: Question) -> str | None:
   """What a response votes for; None: nothing."""
   if question.choices:
-    return superglue.chosen(text, question)
+    return superglue.choice_of(text, question)
   boxed = latex.extract_boxed(text)
   return None if boxed is None else latex.strip_spaces(latex.clean(boxed))
 
 
-def majority(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float:
+def majority(
+  answers: Sequence[str | None], is_correct: Sequence[bool]
+) -> float:
   """Whether the most frequent answer is right; ties count by their share.
 
   Args:

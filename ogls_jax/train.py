@@ -28,7 +28,6 @@ from ogls_jax.notice import StopNotice
 from ogls_jax.programs import make_programs, round_rules
 from ogls_jax.questions import load_questions
 from ogls_jax.runs import load_kd_teacher
-from ogls_jax.tasks.grading import Grader
 from ogls_jax.validate import (
   check_questions,
   check_vocabulary,
@@ -77,6 +76,7 @@ def train(
   warn_of_length(config, settings.context_tokens)
   questions, held_out, num_skipped = load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
+  build.check_task(config, questions[0])
   flag = f'--workdir={workdir}'
   is_claimed = check_same(workdir / 'config.json', values, flag=flag)
   is_finished = is_claimed and (workdir / 'summary.json').is_file()
@@ -128,11 +128,7 @@ def train(
       is_sampled=sizes.is_sampled,
       grader=loop.closed_after(
         stack,
-        Grader(
-          config.data.task,
-          symbolic_seconds=config.grading.symbolic_seconds,
-          symbolic_mib=config.grading.symbolic_mib,
-        ),
+        build.make_grader(config),
       ),
       notice=notice,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 
 from ml_collections import config_dict
 
@@ -11,13 +12,12 @@ from ogls_jax.errors import UserError
 from ogls_jax.models import quantize
 from ogls_jax.models.transformer import ATTENTIONS, LORA_TARGETS, REMATS
 from ogls_jax.tasks import symbolic
-from ogls_jax.tasks.grading import TASKS
+from ogls_jax.tasks.grading import OWN_TASK_SUFFIX, TASKS
 from ogls_jax.tasks.question import Question
 
 _CHOICES = {
   'method': step.METHODS,
   'teacher': step.TEACHERS,
-  'data.task': TASKS,
   'data.on_bad_row': ('error', 'skip'),
   'loss.kl': loss.KLS,
   'loss.clip_mode': loss.CLIP_MODES,
@@ -53,6 +53,7 @@ _RANGES = [
   ('rollouts.top_k', 0, math.inf),
   ('rollouts.top_p', 1e-6, 1),
   ('rollouts.min_p', 0, 1),
+  ('hints.min_reward', 1e-6, 1),
   ('hints.max_per_pool', 0, math.inf),
   ('hints.max_tokens', 1, math.inf),
   ('steering.max_strength', 0, math.inf),
@@ -81,6 +82,7 @@ _RANGES = [
   ('warmup.wrong_hint_fraction', 0, 1),
   ('warmup.slip_rate', 0, 1),
   ('warmup.hinted_slip_rate', 0, 1),
+  ('grading.seconds', 0.1, 3600),
   ('grading.symbolic_seconds', 0, 600),
   ('grading.symbolic_mib', 512, 2**20),
   ('eval.num_questions', 0, math.inf),
@@ -142,6 +144,7 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
   if config.grading.symbolic_seconds:
     seconds = config.grading.symbolic_seconds
     symbolic.check_installed(f'grading.symbolic_seconds = {seconds}')
+  _check_task(config.data.task)
   _check_model(config)
   _check_method(config)
   shape = mesh.mesh_shape(num_devices, dict(config.mesh))
@@ -174,6 +177,17 @@ def is_sampled(config: config_dict.ConfigDict) -> bool:
 def lora_targets(config: config_dict.ConfigDict) -> tuple[str, ...]:
   """The layers that carry adapters."""
   return tuple(name.strip() for name in config.lora.targets.split(','))
+
+
+def _check_task(task):
+  if task.endswith(OWN_TASK_SUFFIX):
+    if not os.path.isfile(task):
+      raise UserError(f'data.task = {task!r} is no file; give the path of one')
+  elif task not in TASKS:
+    raise UserError(
+      f'data.task = {task!r} is none of: {", ".join(TASKS)}; nor does it end in'
+      f' {OWN_TASK_SUFFIX}, as a task of your own'
+    )
 
 
 def _check_model(config):

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from ogls_jax import build, evaluation, rounds
+from ogls_jax import build, evaluation, hints, rounds
 from ogls_jax.answers import Answers
 from ogls_jax.batches import Rollouts, pad_rows
 from ogls_jax.mesh import AXES
@@ -30,11 +30,12 @@ class Recorder:
 
   def submit(self, texts, questions):
     self.texts.append(texts)
-    is_correct = [
-      text == q.answer for text, q in zip(texts, questions, strict=True)
+    reward = [
+      float(text == q.answer) / len(text)
+      for text, q in zip(texts, questions, strict=True)
     ]
     is_timeout = [text == '7' for text in texts]
-    return lambda poll: Grades(np.array(is_correct), np.array(is_timeout))
+    return lambda poll: Grades(np.array(reward), np.array(is_timeout))
 
 
 def test_what_ends_first_is_graded_while_the_rest_is_sampled():
@@ -62,7 +63,9 @@ def test_what_ends_first_is_graded_while_the_rest_is_sampled():
   assert recorder.texts[2:] == [['12', '7']]
   got, grades = answers.wait()
   assert got == texts
-  np.testing.assert_array_equal(grades.is_correct_R, [True, False, True, False])
+  np.testing.assert_array_equal(
+    grades.reward_R, np.float32([1 / 2, 0, 1 / 3, 0])
+  )
   np.testing.assert_array_equal(grades.is_timeout_R, [False] * 3 + [True])
 
 
@@ -71,7 +74,7 @@ def test_workers_grade_as_this_process_does(grader):
     grader.submit([f'\\boxed{{{i}}}', '\\boxed{1}'], [question('1')] * 2)
     for i in range(3)
   ]
-  assert [job().is_correct_R.tolist() for job in jobs] == [
+  assert [job().reward_R.tolist() for job in jobs] == [
     [False, True], [True, True], [False, True],
   ]  # fmt: skip
   with pytest.raises(ValueError):
@@ -83,7 +86,15 @@ class Timeouts:
 
   def submit(self, texts, questions):
     is_one = np.array([text == '1' for text in texts])
-    return lambda poll: Grades(is_one, ~is_one)
+    return lambda poll: Grades(is_one.astype(np.float32), ~is_one)
+
+
+class Tenths:
+  """A grader of digits: 7 gets 0.7."""
+
+  def submit(self, texts, questions):
+    reward_R = np.array([int(text) / 10 for text in texts], np.float32)
+    return lambda poll: Grades(reward_R, np.zeros(len(texts), bool))
 
 
 def make_rollouts(tokenizer, texts):
@@ -97,39 +108,84 @@ def make_rollouts(tokenizer, texts):
   return jax.device_put(rollouts)
 
 
-def test_timeouts_reach_the_metrics_and_count_as_wrong(maker):
-  mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1])
-  rules = rounds.RoundRules(
+def one_device():
+  return jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1])
+
+
+def round_of(maker, texts, grader, **changes):
+  """A round of two questions with two rollouts each."""
+  rules = dict(
     method='grpo', group_size=2, is_distilled=False, response_tokens=9,
-    tail_tokens=0, bucket_tokens=8, answer_as_solution=False, hints=None,
+    tail_tokens=0, bucket_tokens=8, answer_as_solution=False, min_reward=1.0,
+    hints=None,
   )  # fmt: skip
+  rules = rounds.RoundRules(**(rules | changes))
   questions = [question('1', 'a'), question('1', 'b')]
-  rollouts = make_rollouts(maker.tokenizer, '1221')
+  rollouts = make_rollouts(maker.tokenizer, texts)
+  mesh = one_device()
   with jax.set_mesh(mesh):
-    round_ = rounds.sampled_round(
-      questions,
-      lambda *_: rollouts,
-      maker,
-      rules,
-      mesh,
-      Timeouts(),
+    return rounds.sampled_round(
+      questions, lambda *_: rollouts, maker, rules, mesh, grader
     )
+
+
+def test_timeouts_reach_the_metrics_and_count_as_wrong(maker):
+  round_ = round_of(maker, '1221', Timeouts())
   assert round_.values['grader_timeouts'] == 2
   assert round_.values['reward_mean'] == 0.5
 
 
+def test_a_partial_reward_is_the_advantage_and_a_threshold_splits_it(maker):
+  round_ = round_of(maker, '7925', Tenths(), min_reward=0.7)
+  assert round_.values['reward_mean'] == pytest.approx(0.575)
+  assert round_.values['correct_fraction'] == 0.5
+  assert round_.values['mixed_group_fraction'] == 0
+  assert [sample['reward'] for sample in round_.samples] == [0.7, 0.9, 0.2, 0.5]
+  is_correct = [sample['is_correct'] for sample in round_.samples]
+  assert is_correct == [True, True, False, False]
+  # (0.7 - 0.8) / (0.1 + 1e-6); of right and wrong both groups would have 0.
+  np.testing.assert_allclose(
+    round_.batch.advantage_R, [-1, 1, -1, 1], rtol=1e-4
+  )
+
+
+def test_the_threshold_splits_the_pools(maker):
+  """0.7 and 0.3 at 0.5: of each question the second is steered by the first."""
+  for min_reward, num_steered in ((0.5, 2), (0.8, 0), (0.2, 0)):
+    round_ = round_of(
+      maker, '7373', Tenths(), min_reward=min_reward, method='ogls_sd',
+      is_distilled=True, hints=hints.HintRules(False, 0, 9, False),
+    )  # fmt: skip
+    values = round_.values
+    assert values['steered_rollout_fraction'] * 4 == num_steered
+    assert values['mixed_group_fraction'] == (num_steered > 0)
+    scored = [sample['is_scored'] for sample in round_.samples]
+    assert scored == [False, num_steered > 0] * 2
+
+
 def test_evaluation_counts_timeouts_but_not_those_of_its_filling(maker):
-  mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1])
-  batches = iter(['1221', '2212'])  # the second question of the last is filling
+  # The second question of the last batch is filling.
+  shares_Q, num_timeouts = evaluate(maker, ['1221', '2212'], Timeouts(), 1.0)
+  np.testing.assert_array_equal(shares_Q, [0.5, 0.5, 0])
+  assert num_timeouts == 4
+
+
+def test_evaluation_counts_what_reaches_the_threshold(maker):
+  shares_Q, _ = evaluate(maker, ['7699', '0700'], Tenths(), 0.7)
+  np.testing.assert_array_equal(shares_Q, [0.5, 1, 0.5])
+
+
+def evaluate(maker, batches, grader, min_reward):
+  """Two samples of each of three questions, two at a time."""
+  mesh, batches = one_device(), iter(batches)
   with jax.set_mesh(mesh):
-    shares_Q, num_timeouts = evaluation.evaluate(
+    return evaluation.evaluate(
       lambda _: make_rollouts(maker.tokenizer, next(batches)),
       [question('1', name) for name in 'abc'],
       maker,
       mesh,
-      grader=Timeouts(),
+      grader=grader,
+      min_reward=min_reward,
       batch_questions=2,
       bucket_tokens=8,
     )
-  np.testing.assert_array_equal(shares_Q, [0.5, 0.5, 0])
-  assert num_timeouts == 4

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ogls_jax import data, errors, hosts
 from ogls_jax.tasks.question import Question
+from tests.tfds_files import prepare_tfds
 
 DATA_DIR = pathlib.Path(os.environ.get('OGLS_DATA_DIR', '../shared/data'))
 
@@ -49,13 +50,24 @@ def test_read_jsonl_fields(tmp_path, name):
   )
   assert data.read_jsonl(path) == (
     [
-      Question('r0', '0 + 1', '1', 's\nt'),
+      Question('r0', '0 + 1', '1', 's\nt', fields={'level': 3}),
       Question('a-3', 'née?', '7'),
       Question('r2', '2 + 1', 'no', None, ('yes', 'no')),
       Question('12', 'q', 'a'),
     ],
     0,
   )
+
+
+def test_other_columns_become_fields(tmp_path):
+  others = {'fields': {'tests': [1, {'a': None}], 'question': 'p'}, 'label': 0}
+  path = write(tmp_path / 'a.jsonl', [row(0, **others), row(1, fields=7)])
+  first, second = data.read_jsonl(path)[0]
+  assert first.fields == {
+    'tests': [1, {'a': None}], 'question': 'p', 'label': 0,
+  }  # fmt: skip
+  assert first.question == '0 + 1' and second.fields == {'fields': 7}
+  assert len({first, second}) == 2  # hashable
 
 
 def test_byte_order_mark_and_windows_line_ends(tmp_path):
@@ -174,36 +186,12 @@ def test_every_local_data_set_is_read():
     assert num_bad == 0 and len(questions) >= 30
 
 
-def prepare_tfds(data_dir, name, rows, columns):
-  tfds = pytest.importorskip('tensorflow_datasets')
-  pytest.importorskip('array_record')
-  features = tfds.features.FeaturesDict(columns(tfds.features))
-
-  class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version('1.0.0')
-    # Nothing to download. Without this TFDS looks for a checksum file, which
-    # needs a package it does not install.
-    url_infos = {}
-
-    def _info(self):
-      return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, _):
-      return {'train': self._generate_examples()}
-
-    def _generate_examples(self):
-      yield from enumerate(rows)
-
-  Toy.name = name
-  Toy(data_dir=data_dir, file_format='array_record').download_and_prepare()
-
-
 def test_read_tfds(tmp_path):
   def text_columns(features):
     return {key: features.Text() for key in rows[0]}
 
   rows = [row(i, solution=f'née {i}') for i in range(6)]
-  prepare_tfds(tmp_path, 'toy', rows, text_columns)
+  prepare_tfds(tmp_path, 'toy', {'train': rows}, text_columns)
   questions, num_bad = data.read_tfds(
     'toy', split='train', data_dir=str(tmp_path)
   )
@@ -230,7 +218,7 @@ def test_read_tfds_with_other_columns(tmp_path):
     return {'problem': features.Text(), 'result': features.Scalar(np.int64)}
 
   rows = [{'problem': f'{i} + 1', 'result': i + 1} for i in range(3)]
-  prepare_tfds(tmp_path, 'toy_other', rows, columns)
+  prepare_tfds(tmp_path, 'toy_other', {'train': rows}, columns)
   questions, _ = data.read_tfds(
     'toy_other',
     split='train',
@@ -260,7 +248,7 @@ def test_read_tfds_choices_and_bad_rows(tmp_path):
     {'question': f'q{i}', 'answer': answer, 'choices': ['yes', 'no']}
     for i, answer in enumerate(['yes', 'maybe', 'no'])
   ]
-  prepare_tfds(tmp_path, 'toy_choice', rows, columns)
+  prepare_tfds(tmp_path, 'toy_choice', {'train': rows}, columns)
   where = {'split': 'train', 'data_dir': str(tmp_path)}
   with pytest.raises(errors.UserError, match="'maybe' is not in `choices`"):
     data.read_tfds('toy_choice', **where)

@@ -69,7 +69,7 @@ def question(answer='\\sin y'):
 def grade(grader, *answers, reference='\\sin y'):
   texts = [f'\\boxed{{{answer}}}' for answer in answers]
   grades = grader.submit(texts, [question(reference)] * len(texts))()
-  return grades.is_correct_R.tolist(), grades.is_timeout_R.tolist()
+  return grades.reward_R.tolist(), grades.is_timeout_R.tolist()
 
 
 @pytest.fixture
@@ -154,12 +154,12 @@ def test_zero_seconds_turn_symbolic_equality_off(stand_in, make):
 
 
 def test_a_plain_comparison_has_a_limit_too(make):
-  grader = make(plain_seconds=0.2)
+  grader = make(seconds=0.2)
   assert grade(grader, '1', reference='1')[0] == [True]
   long = '\\boxed{1}' * 2_000_000
   grades = grader.submit([long, '\\boxed{1}'], [question('1')] * 2)()
   assert grades.is_timeout_R.tolist() == [True, False]
-  assert grades.is_correct_R.tolist() == [False, True]
+  assert grades.reward_R.tolist() == [False, True]
 
 
 def test_a_worker_that_does_not_read_is_replaced(make):
@@ -286,7 +286,7 @@ def test_no_text_equals_what_it_cannot_be(grader, texts):
     [f'\\boxed{{{text}}}' for text in texts],
     [question('\\tan(\\theta + 7)')] * len(texts),
   )()
-  assert not grades.is_correct_R.any()
+  assert not grades.reward_R.any()
   assert grade(grader, '7', reference='7') == ([True], [False])
 
 

@@ -8,18 +8,20 @@ ORDER = """
   errors cache_dir json_file numerics batches mesh hosts notice
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   tasks.question tasks.latex tasks.values tasks.expressions tasks.forms
-  tasks.math tasks.superglue tasks.arithmetic tasks.symbolic tasks.worker
-  tasks.sandbox tasks.grading
+  tasks.math tasks.superglue_rows tasks.superglue tasks.superglue_metrics
+  tasks.arithmetic tasks.symbolic tasks.worker tasks.sandbox tasks.grading
   answers
-  data
+  tfds_rows data
   models.locate models.settings models.attention models.quantize models.lora
   models.cache models.layer models.splash models.transformer
   models.config_checks models.families models.hf_config models.gguf_config
   models.shards models.tensor_files models.weights models.known_sizes
   prompts token_choice sampling rollout hints teacher steering
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
+  intervals scores
   step
-  validate questions build evaluation repetition rounds warmup runs
+  validate questions label_likelihood build evaluation repetition rounds
+  warmup runs
   programs health reporting saver profile loop cli train export
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
   step_parts shapes compiled_sampling compiled suggest preflight

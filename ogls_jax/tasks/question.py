@@ -1,6 +1,8 @@
 """One checkable question, the unit every task and data source deals in."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -9,6 +11,7 @@ class Question:
 
   `id` is unique within a data set and never depends on the row's neighbours.
   `choices` are the allowed answers of a multiple-choice task, else empty.
+  `fields` holds the row's other columns, as JSON values.
   """
 
   id: str
@@ -16,3 +19,6 @@ class Question:
   answer: str
   solution: str | None = None
   choices: tuple[str, ...] = ()
+  fields: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )

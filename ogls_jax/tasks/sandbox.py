@@ -1,8 +1,10 @@
 """A worker process that answers within limits, or is killed and replaced."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -39,14 +41,17 @@ class Sandbox:
     self._process = self._pipe = None
     self._is_closed = self._is_loaded = False
 
-  def load(self) -> None:
-    """Gets a worker ready for symbolic requests; once for each worker."""
+  def load(self, task: str) -> None:
+    """Gets a worker ready; once for each worker.
+
+    For the rewards of a task's file, or for symbolic requests of other tasks.
+    """
     if not self._is_loaded:
-      self.ask(_START_SECONDS, do='load')
+      self.ask(_START_SECONDS, do='load', task=task)
       self._is_loaded = True
 
-  def ask(self, seconds: float, **request: Any) -> bool | None:
-    """The verdict on a request (`worker.main`), within so many seconds.
+  def ask(self, seconds: float, **request: Any) -> float | None:
+    """The reward that a request (`worker.main`) asks for, within `seconds`.
 
     Raises:
       Exceeded: the worker is killed; the next request starts another.
@@ -80,15 +85,14 @@ class Sandbox:
       self._stop()
     if 'error' in reply:
       raise UserError(reply['error'])
-    return reply['verdict']
+    return reply['reward']
 
   def close(self) -> None:
     """Ends the worker, whatever it does; from any thread."""
     self._is_closed = True
     process = self._process
     if process is not None:
-      process.kill()
-      process.wait()
+      _end(process)
 
   def _start(self):
     if self._is_closed:
@@ -122,8 +126,15 @@ class Sandbox:
       )
 
   def _stop(self):
-    self._process.kill()
-    self._process.wait()
+    _end(self._process)
     self._pipe.close()
     self._process = self._pipe = None
     self._is_loaded = False
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Kills a worker and the programs that it has started."""
+  if process.returncode is None:  # so the number is still its own
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  process.wait()

@@ -1,7 +1,9 @@
 r"""Grades multiple-choice answers, as in the SuperGLUE tasks."""
 
+from collections.abc import Sequence
+
 from ogls_jax import errors
-from ogls_jax.tasks import latex
+from ogls_jax.tasks import latex, superglue_rows
 from ogls_jax.tasks.question import Question
 
 _MARKER = 'answer is'
@@ -9,7 +11,15 @@ _PUNCTUATION = ' \t\r\n.,:;!?*"\'`()[]$'
 
 
 def is_correct(text: str, question: Question) -> bool:
-  r"""Whether the response's final answer is the reference choice.
+  """Whether the response's final answer is the, or a, right choice."""
+  choice = choice_of(text, question)
+  if choice is None:
+    return False
+  return _plain(choice) in map(_plain, right_answers(question))
+
+
+def choice_of(text: str, question: Question) -> str | None:
+  r"""The choice that is the response's final answer, None if there is none.
 
   The final answer is the last \boxed{...}; without one, the line or sentence
   after the last "answer is"; without that, the whole response. It must be
@@ -21,11 +31,29 @@ def is_correct(text: str, question: Question) -> bool:
       f'row {question.id} has no `choices`, which data.task = superglue needs; '
       'add them or choose another task'
     )
-  choices = {_plain(choice) for choice in question.choices}
+  if text in question.choices:
+    return text
+  choices = {_plain(choice): choice for choice in reversed(question.choices)}
   for candidate in _candidates(text):
     if candidate in choices:
-      return candidate == _plain(question.answer)
-  return False
+      return choices[candidate]
+  return None
+
+
+def task_of(question: Question) -> str | None:
+  """Which of the eight tasks it is from.
+
+  By the field `task`, or else by what the id begins with, as in `cb-train-3`.
+  """
+  name = question.fields.get('task', question.id.partition('-')[0])
+  return name if name in superglue_rows.TASKS else None
+
+
+def right_answers(question: Question) -> Sequence[str]:
+  """All right choices: of ReCoRD every name of the entity, else one."""
+  if task_of(question) == 'record':
+    return question.fields.get('answers') or [question.answer]
+  return [question.answer]
 
 
 def _candidates(text: str) -> list[str]:
