@@ -95,6 +95,9 @@ def get_config() -> config_dict.ConfigDict:
     batch_questions=32,
     temperature=1.0,
     max_tokens=0,  # length of its rollouts; 0: rollouts.max_tokens
+    # Of `python -m ogls_jax.evaluate` alone:
+    has_greedy=False,  # one more rollout of each question, the most likely
+    has_likelihood=False,  # and the most likely of its choices
   )
   config.checkpoint = config_dict.create(
     every_steps=25,

@@ -43,10 +43,11 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def define_config() -> None:
+def define_config(*, is_required: bool = True) -> None:
   """Defines --config=FILE.py and --config.KEY=VALUE for any of its keys."""
   config_flags.DEFINE_config_file('config', None, 'Path of a config file.')
-  flags.mark_flag_as_required('config')
+  if is_required:
+    flags.mark_flag_as_required('config')
   flags.declare_key_flag('config')
 
 
@@ -75,6 +76,11 @@ def preempted_code() -> int:
   on that code.
   """
   return PREEMPTED_CODE if flags.FLAGS.coordinator else 0
+
+
+def has_config() -> bool:
+  """Whether --config is given."""
+  return bool(flags.FLAGS['config'].present)
 
 
 def read_config() -> config_dict.ConfigDict:

@@ -1,7 +1,7 @@
-"""Accuracy on held-out questions, with intervals."""
+"""Samples and grades questions, batch by batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -9,65 +9,99 @@ from ogls_jax import hosts
 from ogls_jax.answers import Answers
 from ogls_jax.prompts import PromptMaker, make_prompt_batch
 from ogls_jax.questions import own_questions
+from ogls_jax.repetition import repeated_fractions
 from ogls_jax.tasks.grading import Grader, is_correct
 from ogls_jax.tasks.question import Question
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-  """A mean over questions and its 95% interval, in [0, 1]."""
+class GradedBatch:
+  """G rollouts of each of B questions, of all hosts; without filling.
 
-  mean: float
-  low: float
-  high: float
+  Attributes:
+    questions: B of them.
+    responses_BG: lists of texts; None if they were not asked for.
+    reward_BG: float64; 0 where grading exceeded a limit.
+    is_timeout_BG: whether it did.
+    length_BG: tokens, with the end-of-sequence token.
+    is_truncated_BG: whether that is missing.
+    repeated_BG: share of the tokens that repeat others (`repetition`).
+  """
 
-  def __str__(self):
-    return f'{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]'
+  questions: list[Question]
+  responses_BG: list[list[str]] | None
+  reward_BG: np.ndarray
+  is_timeout_BG: np.ndarray
+  length_BG: np.ndarray
+  is_truncated_BG: np.ndarray
+  repeated_BG: np.ndarray
 
 
-def mean_interval(values_Q: np.ndarray) -> Interval:
-  """Mean of one value per question, +- 1.96 standard errors."""
-  mean = float(values_Q.mean())
-  error = 0.0
-  if values_Q.size > 1:
-    error = float(values_Q.std(ddof=1)) / values_Q.size**0.5
-  return Interval(mean, mean - 1.96 * error, mean + 1.96 * error)
-
-
-def evaluate(
+def graded_batches(
   sample: Callable,
   questions: list[Question],
   maker: PromptMaker,
   mesh,
   *,
   grader: Grader,
-  min_reward: float,
   batch_questions: int,
   bucket_tokens: int,
+  has_responses: bool = False,
   poll: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, int]:
-  """Share of correct rollouts of each question, float64 [Q], and timeouts.
+) -> Iterator[GradedBatch]:
+  """Batches of `questions` in this order, the same on all hosts.
 
-  The second is how many rollouts count as wrong because grading them exceeded a
-  limit, those to the repeats of the last batch left out. Each host grades the
-  questions whose rows it holds.
+  Each host grades the questions whose rows it holds; one batch is graded while
+  the next is sampled.
 
   Args:
     sample: PromptBatch -> Rollouts, any number of rollouts per prompt.
-    questions: in this order; a last batch is filled up with repeats of its
-      first question, which are not counted.
+    questions: a last batch is filled up with repeats of its first question,
+      which are left out again.
     maker: renders prompts and decodes responses.
     mesh: where batches go.
-    grader: of the task; it grades one batch while the next is sampled.
-    min_reward: a rollout of at least this reward is correct.
+    grader: of the task.
     batch_questions: questions sampled at a time.
     bucket_tokens: prompts are padded to a multiple of this.
-    poll: called again and again while the last answers are graded.
+    has_responses: whether texts are gathered from all hosts.
+    poll: called again and again while answers are waited for.
 
   Raises:
     FloatingPointError: the model's logits are not finite.
   """
-  batches = []
+
+  def finished(chunk, answers, rollouts):
+    responses, grades = answers.wait(poll)
+    facts = [
+      grades.reward_R,
+      grades.is_timeout_R,
+      rollouts.length_R,
+      rollouts.is_truncated_R,
+      repeated_fractions(rollouts.response_RT, rollouts.length_R),
+    ]
+    facts_R5 = hosts.share_rows(np.stack(facts, -1).astype(np.float32), mesh)
+    facts_BG5 = facts_R5.reshape(batch_questions, -1, 5)[: len(chunk)]
+    num_samples, responses_BG = facts_BG5.shape[1], None
+    if has_responses:
+      responses = hosts.share_texts(responses, mesh)
+      responses_BG = [
+        responses[b * num_samples : (b + 1) * num_samples]
+        for b in range(len(chunk))
+      ]
+    reward, is_timeout, length, is_truncated, repeated = np.moveaxis(
+      facts_BG5.astype(np.float64), -1, 0
+    )
+    return GradedBatch(
+      questions=chunk,
+      responses_BG=responses_BG,
+      reward_BG=reward,
+      is_timeout_BG=is_timeout > 0,
+      length_BG=length.astype(np.int32),
+      is_truncated_BG=is_truncated > 0,
+      repeated_BG=repeated,
+    )
+
+  held = None
   for start in range(0, len(questions), batch_questions):
     chunk = questions[start : start + batch_questions]
     filled = chunk + [chunk[0]] * (batch_questions - len(chunk))
@@ -82,19 +116,23 @@ def evaluate(
     graded = [q for q in own for _ in range(num_samples)]
     answers = Answers(graded, maker.tokenizer, grader)
     answers.take_all(rollouts)
-    batches.append((answers, num_samples))
-  correct, timeouts = [], []
-  for answers, num_samples in batches:
-    grades = answers.wait(poll)[1]
-    counts = [
-      is_so_R.reshape(-1, num_samples).sum(1, dtype=np.float32)
-      for is_so_R in (
-        is_correct(grades.reward_R, min_reward),
-        grades.is_timeout_R,
-      )
-    ]
-    counts_B2 = hosts.share_rows(np.stack(counts, -1), mesh)
-    correct.append(counts_B2[:, 0].astype(np.float64) / num_samples)
-    timeouts.append(counts_B2[:, 1])
-  num_timeouts = np.concatenate(timeouts)[: len(questions)].sum()
-  return np.concatenate(correct)[: len(questions)], int(num_timeouts)
+    if held:
+      yield finished(*held)
+    held = chunk, answers, rollouts
+  if held:
+    yield finished(*held)
+
+
+def accuracy(
+  batches: Iterator[GradedBatch], min_reward: float
+) -> tuple[np.ndarray, int]:
+  """Share of correct rollouts of each question, float64 [Q], and timeouts.
+
+  The second is how many rollouts have no reward because grading them exceeded a
+  limit. A rollout is correct from a reward of `min_reward`.
+  """
+  shares, num_timeouts = [], 0
+  for batch in batches:
+    shares.append(is_correct(batch.reward_BG, min_reward).mean(1))
+    num_timeouts += int(batch.is_timeout_BG.sum())
+  return np.concatenate(shares), num_timeouts

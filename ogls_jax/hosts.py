@@ -230,6 +230,24 @@ def share_rows(values_RX: np.ndarray, mesh: Mesh) -> np.ndarray:
   return rows.reshape(-1, *values_RX.shape[1:])
 
 
+def share_texts(texts: list[str], mesh: Mesh) -> list[str]:
+  """All hosts' rows of texts, as `share_rows` does it."""
+  if jax.process_count() == 1:
+    return texts
+  rows = [text.encode('utf-8', 'surrogatepass') for text in texts]
+  (width,) = largest(max(map(len, rows)))
+  bytes_RX = np.zeros((len(rows), width), np.float32)
+  for row, data in zip(bytes_RX, rows, strict=True):
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+  length_R1 = np.array([[len(data)] for data in rows], np.float32)
+  length_R1 = share_rows(length_R1, mesh).astype(int)
+  bytes_RX = share_rows(bytes_RX, mesh).astype(np.uint8)
+  return [
+    row[: int(length)].tobytes().decode('utf-8', 'surrogatepass')
+    for row, (length,) in zip(bytes_RX, length_R1, strict=True)
+  ]
+
+
 def check_agree(value: int, message: str) -> None:
   """UserError with `message` where a host has another value."""
   if jax.process_count() == 1:

@@ -6,15 +6,15 @@ in which questions were asked and in their rollouts, not in training.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.stats
 
 _LEVEL = 0.95
-_NUM_RESAMPLES = 10_000
-# Of statistics that are no means, and slower.
-_NUM_SLOW_RESAMPLES = 1_000
+_NUM_OF_MEANS = 10_000
+# Of figures that are no means, and slower.
+NUM_RESAMPLES = 1_000
 # Entries of a block of resamples.
 _BLOCK = 2**22
 
@@ -59,7 +59,7 @@ def mean_interval(values_Q: np.ndarray) -> Interval:
   found = scipy.stats.bootstrap(
     (values_Q,),
     np.mean,
-    n_resamples=_NUM_RESAMPLES,
+    n_resamples=_NUM_OF_MEANS,
     batch=max(_BLOCK // num, 1),
     confidence_level=_LEVEL,
     method='percentile',
@@ -69,25 +69,35 @@ def mean_interval(values_Q: np.ndarray) -> Interval:
   return Interval(mean, float(low), float(high))
 
 
-def statistic_interval(
-  statistic: Callable[[np.ndarray], float], groups_Q: np.ndarray
-) -> Interval:
-  """A figure that is no mean over questions, such as F1, and its interval.
+def resampled(
+  statistic: Callable[[list], float],
+  values: Sequence,
+  groups: Sequence,
+  *,
+  seed: int,
+) -> np.ndarray:
+  """A figure that is no mean, such as F1, of `NUM_RESAMPLES` draws.
 
   Args:
-    statistic: of the questions at these indices, some more than once.
-    groups_Q: what is drawn together, such as the questions on one text.
+    statistic: of some of `values`, and of some more than once.
+    values: one for each question.
+    groups: of each; what shares one, such as a text, is drawn together.
+    seed: of the draws.
   """
-  rows_of = [
-    np.flatnonzero(groups_Q == group) for group in dict.fromkeys(groups_Q)
-  ]
-  rng, num = np.random.default_rng(0), len(rows_of)
-  found = [
-    statistic(np.concatenate([rows_of[i] for i in rng.integers(0, num, num)]))
-    for _ in range(_NUM_SLOW_RESAMPLES)
-  ]
-  low, high = np.quantile(found, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-  value = statistic(np.arange(len(groups_Q)))
+  members = {}
+  for value, group in zip(values, groups, strict=True):
+    members.setdefault(group, []).append(value)
+  members, rng = list(members.values()), np.random.default_rng(seed)
+  draws = rng.integers(0, len(members), (NUM_RESAMPLES, len(members)))
+  return np.array(
+    [statistic([x for i in draw for x in members[i]]) for draw in draws]
+  )
+
+
+def interval_of(value: float, resampled_N: np.ndarray) -> Interval:
+  """The interval of a figure from its values for draws."""
+  levels = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+  low, high = np.quantile(resampled_N, levels)
   return Interval(float(value), float(low), float(high))
 
 
@@ -100,7 +110,7 @@ def paired(values_Q: np.ndarray, others_Q: np.ndarray) -> Paired:
     (difference_Q,),
     np.mean,
     permutation_type='samples',
-    n_resamples=_NUM_RESAMPLES,
+    n_resamples=_NUM_OF_MEANS,
     batch=max(_BLOCK // len(difference_Q), 1),
     rng=np.random.default_rng(0),
   )

@@ -14,6 +14,7 @@ from ogls_jax import build, evaluation, hosts, rounds
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import Preempted
+from ogls_jax.intervals import mean_interval
 from ogls_jax.notice import StopNotice
 from ogls_jax.profile import Profile
 from ogls_jax.programs import Programs
@@ -103,18 +104,18 @@ def accuracy(parts: Parts, state: TrainState, when: str) -> list[float]:
       meanwhile=lambda _: parts.notice.check(),
     )
 
-  shares_Q, num_timeouts = evaluation.evaluate(
+  batches = evaluation.graded_batches(
     sample,
     parts.held_out,
     parts.maker,
     parts.mesh,
     grader=parts.grader,
-    min_reward=config.hints.min_reward,
     batch_questions=config.eval.batch_questions,
     bucket_tokens=config.prompt.bucket_tokens,
     poll=parts.notice.poll,
   )
-  interval = evaluation.mean_interval(shares_Q)
+  shares_Q, num_timeouts = evaluation.accuracy(batches, config.hints.min_reward)
+  interval = mean_interval(shares_Q)
   text = f', {num_timeouts} grader_timeouts' if num_timeouts else ''
   hosts.say(f'accuracy {when}: {interval}, {len(shares_Q)} questions{text}')
   return shares_Q.tolist()

@@ -21,16 +21,17 @@ from ogls_jax.json_file import replace_bytes
 class Lines:
   """Rows of JSON in a file. What cannot be written is kept and tried again."""
 
-  def __init__(self, path: pathlib.Path, *, last_step: int):
+  def __init__(self, path: pathlib.Path, *, last_step: int, key: str = 'step'):
     """Rows after `last_step` are dropped, and a last line cut by a crash.
 
-    A run killed between checkpoints repeats the steps after the last one.
+    A run killed between checkpoints repeats the steps after the last one. Rows
+    have their step under `key`.
 
     Raises:
       UserError: a line before the last is broken.
     """
     self._path, self._has_failed = path, False
-    self.rows = kept_rows(path, last_step)
+    self.rows = kept_rows(path, last_step, key)
     replace_bytes(path, b''.join(map(_line, self.rows)))
     # Bytes on disk; those after them, and how many of these are written.
     self._size, self._tail, self._num_written = path.stat().st_size, b'', 0
@@ -82,7 +83,9 @@ def _line(row: dict) -> bytes:
   return json.dumps(clean, ensure_ascii=False).encode() + b'\n'
 
 
-def kept_rows(path: pathlib.Path, last_step: int) -> list[dict]:
+def kept_rows(
+  path: pathlib.Path, last_step: float, key: str = 'step'
+) -> list[dict]:
   """Rows of steps up to `last_step`; without a last line cut by a crash.
 
   Raises:
@@ -96,7 +99,7 @@ def kept_rows(path: pathlib.Path, last_step: int) -> list[dict]:
   for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
     try:
       row = json.loads(line)
-      row_step = row['step']
+      row_step = row[key]
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f'{path}:{number}: not a line of a run ({error}); mend it, or move the'

@@ -1,6 +1,9 @@
 """From a config to questions: what is trained on and what is held out."""
 
 import collections
+import dataclasses
+import hashlib
+import json
 import logging
 import zlib
 
@@ -50,6 +53,53 @@ def load_questions(
     held_out, num_long = check_prompt_lengths(held_out, maker, **limits)
     num_skipped += num_long
   return train, held_out, num_skipped
+
+
+def load_evaluated(
+  config: config_dict.ConfigDict, maker: PromptMaker
+) -> tuple[list[Question], int]:
+  """(questions to evaluate, rows skipped): all held-out ones, or the first.
+
+  As many as eval.num_questions says; 0 for all. Of a file in data.eval_path
+  alone, without data to train on, all are held out.
+  """
+  d, num = config.data, config.eval.num_questions
+  if d.eval_path:
+    questions, num_skipped = data.read_jsonl(
+      d.eval_path, on_bad_row=d.on_bad_row, key='data.eval_path'
+    )
+  elif d.tfds_name and d.tfds_eval_split:
+    questions, num_skipped = _read_tfds(d, d.tfds_eval_split)
+  elif d.path or d.tfds_name:
+    _, questions, num_skipped = _read_questions(d)
+  elif d.task == 'arithmetic' and num:
+    _, questions = arithmetic.generate_splits(
+      d.num_questions, num, num_terms=d.arithmetic.num_terms,
+      max_number=d.arithmetic.max_number, seed=d.seed,
+    )  # fmt: skip
+    num_skipped = 0
+  else:
+    raise UserError(
+      "data.eval_path = '' must name a .jsonl file for data.task ="
+      f' {d.task!r}, or eval.num_questions = {num} say how many are generated'
+    )
+  if not questions or num > len(questions):
+    raise UserError(
+      f'eval.num_questions = {num}, but there are {len(questions)} questions to'
+      ' evaluate; lower it, or name other data'
+    )
+  questions, num_long = check_prompt_lengths(
+    questions[: num or None], maker, max_tokens=config.prompt.max_tokens,
+    on_bad_row=d.on_bad_row,
+  )  # fmt: skip
+  return questions, num_skipped + num_long
+
+
+def digest_of(questions: list[Question]) -> str:
+  """SHA-256 of the questions, their answers and order."""
+  rows = map(dataclasses.asdict, questions)
+  lines = (json.dumps(row, sort_keys=True) for row in rows)
+  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
 def _read_questions(d):

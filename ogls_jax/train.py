@@ -20,8 +20,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from ogls_jax import build, cli, data, evaluation, hosts, loop, warmup
+from ogls_jax import build, cli, data, hosts, loop, warmup
 from ogls_jax.errors import UserError
+from ogls_jax.intervals import mean_interval
 from ogls_jax.json_file import make_folder, read_json, write_json
 from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
@@ -184,7 +185,7 @@ def _write_summary(workdir, config, counters, after) -> dict:
       ('after', after_Q),
       ('gain', after_Q - before_Q),
     ):
-      interval = evaluation.mean_interval(values)
+      interval = mean_interval(values)
       summary[f'accuracy_{name}'] = dataclasses.asdict(interval)
   path = workdir / 'summary.json'
   if hosts.is_first():

@@ -179,13 +179,13 @@ def evaluate(maker, batches, grader, min_reward):
   """Two samples of each of three questions, two at a time."""
   mesh, batches = one_device(), iter(batches)
   with jax.set_mesh(mesh):
-    return evaluation.evaluate(
+    graded = evaluation.graded_batches(
       lambda _: make_rollouts(maker.tokenizer, next(batches)),
       [question('1', name) for name in 'abc'],
       maker,
       mesh,
       grader=grader,
-      min_reward=min_reward,
       batch_questions=2,
       bucket_tokens=8,
     )
+    return evaluation.accuracy(graded, min_reward)

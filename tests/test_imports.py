@@ -20,9 +20,10 @@ ORDER = """
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
   intervals scores
   step
-  validate questions label_likelihood build evaluation repetition rounds
+  validate questions label_likelihood build repetition evaluation rounds
   warmup runs
   programs health reporting saver profile loop cli train export
+  results generations evaluate paired
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
   step_parts shapes compiled_sampling compiled suggest preflight
 """.split()  # noqa: SIM905 - the lines group what belongs together

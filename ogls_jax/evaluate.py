@@ -1,0 +1,200 @@
+"""Evaluates a model: `python -m ogls_jax.evaluate --config=FILE --out=FOLDER`.
+
+  --config.model.path=MODEL   a base model or an exported folder
+  --workdir=RUN [--step=N]    or what a run has trained after N updates (0: what
+                              it began with); without --config on its own data
+
+1. sample config.eval.samples rollouts of each held-out question, grade them
+2. one greedy rollout each, and the likelihood of choices, if asked for
+3. generations.jsonl has all of it, results.json the figures with intervals
+
+The same command again continues with the first batch that is missing.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import jax
+from absl import flags
+from ml_collections import config_dict
+
+from ogls_jax import build, cli, data, hosts, results
+from ogls_jax.errors import UserError
+from ogls_jax.generations import Parts, generate
+from ogls_jax.json_file import make_folder, write_json
+from ogls_jax.mesh import make_mesh
+from ogls_jax.notice import StopNotice
+from ogls_jax.questions import digest_of, load_evaluated
+from ogls_jax.runs import load_run, read_run_config
+from ogls_jax.validate import check_vocabulary, validate
+from ogls_jax.workdir import check_same, locked
+
+
+def evaluate(
+  config: config_dict.ConfigDict,
+  out: pathlib.Path,
+  *,
+  workdir: pathlib.Path | None = None,
+  run_step: int | None = None,
+  notice: StopNotice | None = None,
+) -> dict:
+  """Evaluates a model; returns what results.json holds.
+
+  Args:
+    config: as from configs/default.py: what is asked, how it is sampled and
+      graded, and the model, where `workdir` is None.
+    out: a folder for the results.
+    workdir: of a run, whose model is evaluated.
+    run_step: of one of its checkpoints; None for the newest.
+    notice: asks for a stop; None: nothing does.
+
+  Raises:
+    UserError: bad input, before anything compiles; or `out` has other results.
+    FloatingPointError: the model's logits are not finite.
+    Preempted: `notice` came; the same call continues.
+  """
+  notice = notice or StopNotice()
+  config = _with_model_of(config, workdir)
+  _check(config)
+  mesh, maker = make_mesh(dict(config.mesh)), build.load_maker(config)
+  questions, num_skipped = load_evaluated(config, maker)
+  build.check_task(config, questions[0])
+  if config.eval.has_likelihood and not all(q.choices for q in questions):
+    raise UserError(
+      'eval.has_likelihood = True, but not all questions have `choices`; set it'
+      ' to False, or name other data'
+    )
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    model, source = _load(config, mesh, maker, workdir, run_step)
+    claim = {
+      'config': _kept(config),
+      'model': source,
+      'data_sha256': _file_digest(config),
+      'questions_sha256': digest_of(questions),
+    }
+    flag = f'--out={out}'
+    is_there = check_same(out / 'evaluation.json', claim, flag=flag)
+    hosts.check_agree(is_there, f'{flag}: {hosts.NOT_SHARED}')
+    if hosts.is_first():
+      make_folder(out, flag=flag)
+    stack.enter_context(locked(out / 'lock', flag=flag))
+    if hosts.is_first():
+      write_json(out / 'evaluation.json', claim, flag=flag)
+    grader = stack.enter_context(contextlib.closing(build.make_grader(config)))
+    parts = Parts(config, mesh, maker, model, questions, grader, notice)
+    rows = generate(parts, out)
+  if not hosts.is_first():
+    return {}
+  found = results.summarize(questions, rows, config.hints.min_reward)
+  content = claim | {
+    'num_questions': len(questions),
+    'rows_skipped': num_skipped,
+    'metrics': {name: dataclasses.asdict(x) for name, x in found.items()},
+  }
+  write_json(out / 'results.json', content, flag=flag)
+  hosts.say(f'{len(questions)} questions\n\n{results.table(found)}\n')
+  hosts.say(f'wrote {out}/results.json and {out}/generations.jsonl')
+  return content
+
+
+def _with_model_of(config, workdir):
+  """`config` with the model of the run in `workdir`, if there is one."""
+  config = config_dict.ConfigDict(json.loads(config.to_json()))
+  if workdir:
+    theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
+    for name in ('model', 'lora', 'warmup'):
+      config[name] = theirs[name]
+  elif not config.model.path:
+    raise UserError(
+      "model.path = '' must name a model, or --workdir= a run: a model with"
+      ' random weights has nothing to evaluate'
+    )
+  return config
+
+
+def _check(config):
+  """What `validate` rejects, of what an evaluation uses."""
+  used = config_dict.ConfigDict(json.loads(config.to_json()))
+  # Here 0 has a meaning of its own.
+  used.eval.num_questions = max(used.eval.num_questions, 1)
+  used.eval.samples = max(used.eval.samples, 1)
+  # Of training alone.
+  used.rollouts.batch_questions = jax.device_count()
+  used.warmup.num_steps, used.optimizer.num_microbatches = 0, 1
+  used.method = 'sft'
+  used.tail.weight = 0.0
+  validate(used, jax.device_count())
+  e = config.eval
+  if not (e.samples > 0 or e.has_greedy or e.has_likelihood):
+    raise UserError(
+      f'eval.samples = {e.samples}: nothing to do; ask for some, for'
+      ' eval.has_greedy or for eval.has_likelihood'
+    )
+
+
+def _load(config, mesh, maker, workdir, run_step):
+  """(the model, what it is)."""
+  if workdir:
+    run = load_run(workdir, mesh, step=run_step, flag=f'--workdir={workdir}')
+    return run.student, {'workdir': str(workdir), 'step': run.step}
+  num_ids = maker.tokenizer.vocab_size
+  settings = build.decoder_settings(config, num_ids)
+  check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
+  model = build.base_model(config, settings, mesh)
+  return model, {'path': config.model.path}
+
+
+def _kept(config) -> dict:
+  """What the results depend on."""
+  values = json.loads(config.to_json())
+  names = ('seed', 'data', 'prompt', 'model', 'grading', 'eval')
+  kept = {name: values[name] for name in names}
+  kept['max_tokens'] = config.eval.max_tokens or config.rollouts.max_tokens
+  kept['min_reward'] = config.hints.min_reward
+  return kept
+
+
+def _file_digest(config) -> str:
+  """SHA-256 of the file that holds the questions; '' where there is none."""
+  path = config.data.eval_path or config.data.path
+  if not path:
+    return ''
+  with open(data.resolve_path(path), 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def main() -> None:
+  """Reads the flags and evaluates."""
+  f = flags.FLAGS
+  cli.start_hosts()
+  if not f.out:
+    raise UserError('--out= must name a folder')
+  workdir = pathlib.Path(f.workdir) if f.workdir else None
+  if f.step >= 0 and not workdir:
+    raise UserError(f'--step={f.step} is of a run; give its --workdir')
+  if cli.has_config():
+    config = cli.read_config()
+  elif workdir:
+    config = read_run_config(workdir, flag=f'--workdir={workdir}')
+  else:
+    raise UserError('give --config=FILE, --workdir=RUN or both; see README.md')
+  with StopNotice(cli.preempted_code()) as notice:
+    evaluate(
+      config,
+      pathlib.Path(f.out),
+      workdir=workdir,
+      run_step=f.step if f.step >= 0 else None,
+      notice=notice,
+    )
+
+
+if __name__ == '__main__':
+  cli.define_config(is_required=False)
+  cli.define_hosts()
+  flags.DEFINE_string('workdir', '', 'A run whose model is evaluated.')
+  flags.DEFINE_integer('step', -1, 'Of its checkpoints; -1: the newest.', -1)
+  flags.DEFINE_string('out', None, 'Folder of the results.', required=True)
+  cli.run(main)

@@ -1,0 +1,172 @@
+"""What an evaluation found, from its generations, with 95% intervals."""
+
+import collections
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ogls_jax import scores
+from ogls_jax.intervals import (
+  NUM_RESAMPLES,
+  Interval,
+  interval_of,
+  mean_interval,
+  resampled,
+)
+from ogls_jax.label_likelihood import ChoiceScores
+from ogls_jax.tasks import superglue, superglue_metrics
+from ogls_jax.tasks.grading import is_correct
+from ogls_jax.tasks.question import Question
+
+KINDS = ('sample', 'greedy', 'likelihood')
+LIKELIHOODS = ('sum', 'token', 'byte')
+
+
+def summarize(
+  questions: Sequence[Question], rows: Sequence[dict], min_reward: float
+) -> dict[str, Interval]:
+  """Figures by name; shares in [0, 1], means over questions but for F1s.
+
+  Args:
+    questions: Q of them.
+    rows: of generations.jsonl, all of each question.
+    min_reward: a rollout of at least this reward is correct.
+  """
+  by_kind = {kind: collections.defaultdict(list) for kind in KINDS}
+  for row in rows:
+    by_kind[row['kind']][row['id']].append(row)
+  found = {}
+  if by_kind['sample']:
+    rows_QG = [by_kind['sample'][q.id] for q in questions]
+    found |= _of_samples(questions, rows_QG, min_reward)
+  if by_kind['greedy']:
+    rows_Q1 = [by_kind['greedy'][q.id] for q in questions]
+    found |= _of_greedy(questions, rows_Q1, min_reward)
+  if by_kind['likelihood']:
+    rows_Q = [by_kind['likelihood'][q.id][0] for q in questions]
+    found |= _of_likelihoods(questions, rows_Q)
+  return found
+
+
+def correct_shares(rows_QG: list[list[dict]], min_reward: float) -> np.ndarray:
+  """Share of correct rollouts of each question, float64 [Q]."""
+  return _correct(rows_QG, min_reward).mean(1)
+
+
+def _correct(rows_QG, min_reward):
+  return is_correct(_values(rows_QG, 'reward'), min_reward)
+
+
+def _values(rows_QG, name):
+  return np.array([[row[name] for row in rows] for rows in rows_QG], float)
+
+
+def _of_samples(questions, rows_QG, min_reward):
+  correct_QG = _correct(rows_QG, min_reward)
+  num = correct_QG.shape[1]
+  values = {f'avg@{num}': correct_QG.mean(1)}
+  ks = [2**i for i in range(1, num.bit_length()) if 2**i < num]
+  for k in [*ks, num][: num - 1]:  # of one rollout they are the average
+    values[f'pass@{k}'] = scores.pass_at(num, correct_QG.sum(1), k)
+  if num > 2:
+    values[f'maj@{num}'] = np.array(
+      [
+        scores.majority(
+          [scores.answer_of(row['response'], question) for row in rows],
+          correct_G.tolist(),
+        )
+        for question, rows, correct_G in zip(
+          questions, rows_QG, correct_QG, strict=True
+        )
+      ]
+    )
+  reward_QG = _values(rows_QG, 'reward')
+  if (reward_QG != correct_QG).any():
+    values['reward'] = reward_QG.mean(1)
+  values['response_tokens'] = _values(rows_QG, 'response_tokens').mean(1)
+  values['truncated_fraction'] = _values(rows_QG, 'is_truncated').mean(1)
+  values['repeated_fraction'] = _values(rows_QG, 'repeated_fraction').mean(1)
+  values['reflection_markers'] = np.array(
+    [
+      np.mean([scores.num_markers(row['response']) for row in rows])
+      for rows in rows_QG
+    ]
+  )
+  values['grader_timeouts'] = _values(rows_QG, 'is_timeout').mean(1)
+  found = {name: mean_interval(value_Q) for name, value_Q in values.items()}
+  return found | _superglue(questions, rows_QG, '')
+
+
+def _of_greedy(questions, rows_Q1, min_reward):
+  correct_Q = _correct(rows_Q1, min_reward)[:, 0]
+  found = {'greedy': mean_interval(correct_Q)}
+  return found | _superglue(questions, rows_Q1, 'greedy/')
+
+
+def _of_likelihoods(questions, rows_Q):
+  found = {}
+  for by in LIKELIHOODS:
+    rows_Q1, correct_Q = [], []
+    for question, row in zip(questions, rows_Q, strict=True):
+      names = ('log_prob', 'num_tokens', 'num_bytes')
+      choice_scores = ChoiceScores(*(np.array(row[name]) for name in names))
+      choice = question.choices[choice_scores.best(by)]
+      rows_Q1.append([{'response': choice}])
+      correct_Q.append(choice in superglue.right_answers(question))
+    found[f'likelihood_{by}'] = mean_interval(np.array(correct_Q, float))
+    found |= _superglue(questions, rows_Q1, f'likelihood_{by}/')
+  return found
+
+
+def _superglue(questions, rows_QG, prefix) -> dict[str, Interval]:
+  """Each task's metrics, means over the rollouts, and the average."""
+  tasks = collections.defaultdict(list)
+  for question, rows in zip(questions, rows_QG, strict=True):
+    if question.choices and (task := superglue.task_of(question)):
+      choices = [superglue.choice_of(row['response'], question) for row in rows]
+      tasks[task].append((question, choices))
+  found, means = {}, []
+  for task, pairs_QG in sorted(tasks.items()):
+    metrics = {
+      name: _with_draws(metric, pairs_QG, seed=zlib.crc32(task.encode()))
+      for name, metric in superglue_metrics.METRICS[task].items()
+    }
+    for name, (value, resampled_N) in metrics.items():
+      found[f'{prefix}{task}/{name}'] = interval_of(value, resampled_N)
+    values, draws = zip(*metrics.values(), strict=True)
+    means.append((np.mean(values), np.mean(draws, 0)))
+  if len(means) > 1:
+    value = np.mean([value for value, _ in means])
+    resampled_N = np.mean([draws for _, draws in means], 0)
+    name = f'{prefix}average of {len(means)} tasks'
+    found[name] = interval_of(value, resampled_N)
+  return found
+
+
+def _with_draws(metric, pairs_QG, *, seed) -> tuple[float, np.ndarray]:
+  # The answers to the questions on one text are drawn together.
+  groups = [q.fields.get('paragraph_idx', q.id) for q, _ in pairs_QG]
+  values, draws = [], np.zeros(NUM_RESAMPLES)
+  for pairs in _of_each_rollout(pairs_QG):
+    values.append(metric(pairs))
+    draws += resampled(metric, pairs, groups, seed=seed)
+  return float(np.mean(values)), draws / len(values)
+
+
+def _of_each_rollout(pairs_QG) -> Iterator[list]:
+  for g in range(len(pairs_QG[0][1])):
+    yield [(question, choices[g]) for question, choices in pairs_QG]
+
+
+def table(found: dict[str, Interval]) -> str:
+  """Markdown: name, value and 95% interval."""
+  rows = ['| | value | 95% interval |', '|---|---|---|']
+  for name, interval in found.items():
+    is_count = name in ('response_tokens', 'reflection_markers')
+    form = '{:.1f}' if is_count else '{:.1%}'
+    mean, low, high = (
+      form.format(x) for x in (interval.mean, interval.low, interval.high)
+    )
+    rows.append(f'| {name} | {mean} | {low} to {high} |')
+  return '\n'.join(rows)

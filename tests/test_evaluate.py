@@ -1,0 +1,195 @@
+"""The evaluation command: what it asks, keeps, continues and says."""
+
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from ogls_jax import evaluate, export, notice, paired, train
+from ogls_jax.errors import Preempted, UserError
+from ogls_jax.tasks.grading import Grader, Grades
+from tests.test_train import read_rows, small_config
+
+
+@pytest.fixture(autouse=True)
+def rewards(monkeypatch):
+  """A model this small answers nothing: a reward that depends on the text."""
+
+  def submit(_, texts, questions):
+    reward_R = [
+      zlib.crc32((text + q.id).encode()) % 3 / 2
+      for text, q in zip(texts, questions, strict=True)
+    ]
+    none_R = np.zeros(len(texts), bool)
+    return lambda poll: Grades(np.array(reward_R, np.float32), none_R)
+
+  monkeypatch.setattr(Grader, 'submit', submit)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  assert jax.device_count() == 8
+  with pytest.MonkeyPatch.context() as patch:
+    rewards.__wrapped__(patch)
+    workdir = tmp_path_factory.mktemp('run') / 'run'
+    config = small_config(
+      method='sft', num_steps=2, eval__num_questions=20, hints__min_reward=0.5
+    )
+    return config, workdir, train.train(config, workdir)
+
+
+@pytest.fixture(scope='module')
+def whole(run, tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    rewards.__wrapped__(patch)
+    out = tmp_path_factory.mktemp('out') / 'whole'
+    config = small_config(**changes_of(run), eval__has_greedy=True)
+    return out, evaluate.evaluate(config, out, workdir=run[1])
+
+
+def changes_of(run):
+  return {'eval__num_questions': 20, 'hints__min_reward': 0.5}
+
+
+def test_it_says_what_training_said_of_the_same_model(run, tmp_path):
+  config, workdir, summary = run
+  found = evaluate.evaluate(config, tmp_path / 'after', workdir=workdir)
+  assert found['model'] == {'workdir': str(workdir), 'step': 2}
+  assert found['metrics']['avg@2'] == summary['accuracy_after']
+  assert 0.2 < summary['accuracy_after']['mean'] < 0.9
+  found = evaluate.evaluate(
+    config, tmp_path / 'before', workdir=workdir, run_step=0
+  )
+  assert found['metrics']['avg@2'] == summary['accuracy_before']
+  assert summary['accuracy_before'] != summary['accuracy_after']
+
+
+def test_every_generation_is_kept_and_counted(whole):
+  out, found = whole
+  rows = read_rows(out / 'generations.jsonl')
+  assert [row['kind'] for row in rows] == ['sample'] * 40 + ['greedy'] * 20
+  assert len({row['id'] for row in rows}) == 20
+  correct = [row['reward'] >= 0.5 for row in rows]
+  metrics = found['metrics']
+  np.testing.assert_allclose(metrics['avg@2']['mean'], np.mean(correct[:40]))
+  np.testing.assert_allclose(metrics['greedy']['mean'], np.mean(correct[40:]))
+  either = np.reshape(correct[:40], (20, 2)).any(1).mean()
+  np.testing.assert_allclose(metrics['pass@2']['mean'], either)
+  mean = np.mean([row['reward'] for row in rows[:40]])
+  np.testing.assert_allclose(metrics['reward']['mean'], mean)
+  for name, key in (
+    ('response_tokens', 'response_tokens'),
+    ('truncated_fraction', 'is_truncated'),
+    ('repeated_fraction', 'repeated_fraction'),
+  ):
+    mean = np.mean([row[key] for row in rows[:40]])
+    np.testing.assert_allclose(metrics[name]['mean'], mean, rtol=1e-6)
+  assert json.loads((out / 'results.json').read_text()) == found
+  assert found['num_questions'] == 20 and len(found['questions_sha256']) == 64
+
+
+@pytest.mark.parametrize('num_rows', [0, 21, 50])
+def test_it_continues_with_the_first_batch_that_is_missing(
+  run, whole, num_rows, tmp_path, monkeypatch
+):
+  out = tmp_path / 'out'
+  out.mkdir()
+  for name in ('evaluation.json', 'generations.jsonl'):
+    lines = (whole[0] / name).read_bytes().splitlines(keepends=True)
+    if name == 'generations.jsonl':
+      lines = [*lines[:num_rows], lines[num_rows][:30]]  # and a cut one
+    (out / name).write_bytes(b''.join(lines))
+  sampled = []
+  original = Grader.submit
+
+  def submit(self, texts, questions):
+    sampled.extend(questions)
+    return original(self, texts, questions)
+
+  monkeypatch.setattr(Grader, 'submit', submit)
+  config = small_config(**changes_of(run), eval__has_greedy=True)
+  found = evaluate.evaluate(config, out, workdir=run[1])
+  assert found == whole[1]
+  expected = (whole[0] / 'generations.jsonl').read_bytes()
+  assert (out / 'generations.jsonl').read_bytes() == expected
+  # Of batches of 8 questions, the last one filled up.
+  assert len(sampled) == {0: 48 + 24, 21: 32 + 24, 50: 16}[num_rows]
+
+
+def test_a_stop_keeps_whole_batches(run, whole, tmp_path, monkeypatch):
+  config = small_config(**changes_of(run), eval__has_greedy=True)
+  stop = notice.StopNotice()
+  checks = []
+
+  def check():
+    checks.append(1)
+    if len(checks) == 3:
+      raise Preempted('asked')
+
+  monkeypatch.setattr(stop, 'check', check)
+  with pytest.raises(Preempted):
+    evaluate.evaluate(config, tmp_path, workdir=run[1], notice=stop)
+  assert not (tmp_path / 'results.json').exists()
+  # The second batch was being graded.
+  assert len(read_rows(tmp_path / 'generations.jsonl')) == 16
+  found = evaluate.evaluate(config, tmp_path, workdir=run[1])
+  assert found == whole[1]
+
+
+def test_an_exported_folder_says_the_same(run, whole, tmp_path):
+  export.export(run[1], tmp_path / 'merged', export_format='merged')
+  config = small_config(
+    **changes_of(run), eval__has_greedy=True,
+    model__path=str(tmp_path / 'merged'), model__tokenizer_path='',
+  )  # fmt: skip
+  found = evaluate.evaluate(config, tmp_path / 'out')
+  assert found['model'] == {'path': str(tmp_path / 'merged')}
+  ours, theirs = (
+    [
+      # SentencePiece writes a token that is unknown, other tokenizers do not.
+      (row['id'], row['response'].replace(' \u2047 ', ''))
+      for row in read_rows(out / 'generations.jsonl')
+    ]
+    for out in (whole[0], tmp_path / 'out')
+  )
+  assert ours == theirs and len(ours) == 60
+
+
+def test_pairs_of_two_evaluations(run, whole, tmp_path):
+  config = small_config(**changes_of(run))
+  other = evaluate.evaluate(config, tmp_path / 'b', workdir=run[1], run_step=0)
+  found = paired.compare(whole[0], tmp_path / 'b')
+  assert list(found) == ['accuracy']  # the other has no greedy rollouts
+  ours, theirs, pair = found['accuracy']
+  assert ours == whole[1]['metrics']['avg@2']['mean']
+  assert theirs == other['metrics']['avg@2']['mean']
+  np.testing.assert_allclose(pair.difference.mean, ours - theirs)
+  config = small_config(**changes_of(run) | {'eval__num_questions': 10})
+  evaluate.evaluate(config, tmp_path / 'c', workdir=run[1])
+  with pytest.raises(UserError, match='asked other questions'):
+    paired.compare(whole[0], tmp_path / 'c')
+  with pytest.raises(UserError, match='has no results.json'):
+    paired.compare(whole[0], tmp_path)
+
+
+def test_bad_input_is_one_line(run, whole, tmp_path):
+  config = small_config(**changes_of(run))
+  with pytest.raises(UserError, match="model.path = '' must name a model"):
+    evaluate.evaluate(config, tmp_path)
+  for changes, match in (
+    ({'eval__samples': 0}, 'eval.samples = 0: nothing to do'),
+    ({'eval__num_questions': 0}, 'eval.num_questions = 0'),
+    ({'eval__batch_questions': 3}, 'eval.batch_questions = 3 must be'),
+    ({'eval__has_likelihood': True}, 'eval.has_likelihood = True'),
+    ({'data__eval_path': 'none.jsonl'}, 'none.jsonl'),
+  ):
+    with pytest.raises(UserError, match=match):
+      evaluate.evaluate(
+        small_config(**changes_of(run) | changes), tmp_path, workdir=run[1]
+      )
+  assert not list(tmp_path.iterdir())
+  config = small_config(**changes_of(run), seed=5)
+  with pytest.raises(UserError, match='seed = 0 there, 5 here'):
+    evaluate.evaluate(config, whole[0], workdir=run[1])

@@ -1,0 +1,106 @@
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ogls_jax import intervals, scores
+from ogls_jax.tasks.question import Question
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  num_covered = 0
+  for _ in range(150):
+    # Eight rollouts of each of 60 questions of different difficulty.
+    chance_Q = rng.beta(1, 2, 60)
+    found = intervals.mean_interval(rng.binomial(8, chance_Q) / 8)
+    num_covered += found.low <= 1 / 3 <= found.high
+  # 95% of 150 is 142.5; the chance of fewer than 135 is below 1%.
+  assert 135 <= num_covered <= 149
+
+
+def test_the_interval_is_about_two_standard_errors():
+  values_Q = np.random.default_rng(1).normal(size=400)
+  found = intervals.mean_interval(values_Q)
+  error = values_Q.std() / 20
+  assert found.mean == values_Q.mean()
+  np.testing.assert_allclose(
+    [found.low, found.high],
+    [found.mean - 1.96 * error, found.mean + 1.96 * error],
+    atol=0.1 * error,
+  )
+  assert intervals.mean_interval([0.5]) == intervals.Interval(0.5, 0.5, 0.5)
+  with pytest.raises(ValueError, match='no questions'):
+    intervals.mean_interval([])
+
+
+def test_what_belongs_together_is_drawn_together():
+  """Ten copies of each value say no more than one."""
+  values = np.random.default_rng(2).normal(size=40)
+  copies, groups = np.repeat(values, 10), np.repeat(np.arange(40), 10)
+  spreads = [
+    intervals.resampled(np.mean, each, of, seed=0).std()
+    for each, of in (
+      (values, np.arange(40)), (copies, groups), (copies, np.arange(400)),
+    )
+  ]  # fmt: skip
+  np.testing.assert_allclose(spreads[1], spreads[0], rtol=1e-6)
+  assert spreads[2] < spreads[0] / 2
+
+
+def test_pairs_see_what_two_intervals_do_not():
+  rng = np.random.default_rng(3)
+  base_Q = rng.uniform(size=80)
+  better_Q = base_Q + rng.normal(0.05, 0.15, 80)
+  found = intervals.paired(better_Q, base_Q)
+  assert found.difference.low > 0
+  ours, theirs = map(intervals.mean_interval, (better_Q, base_Q))
+  assert ours.low < theirs.high
+  expected = scipy.stats.ttest_rel(better_Q, base_Q).pvalue
+  np.testing.assert_allclose(found.p_value, expected, atol=0.01)
+  swapped = intervals.paired(base_Q, better_Q)
+  assert swapped.difference.mean == -found.difference.mean
+  assert intervals.paired(base_Q, base_Q).p_value == 1
+
+
+@pytest.mark.parametrize('num', [1, 2, 5, 8])
+def test_pass_at_k_is_the_mean_over_all_choices_of_k(num):
+  for num_correct, k in itertools.product(range(num + 1), range(1, num + 1)):
+    is_correct = [i < num_correct for i in range(num)]
+    chosen = list(itertools.combinations(is_correct, k))
+    expected = sum(map(any, chosen)) / len(chosen)
+    (found,) = scores.pass_at(num, np.array([num_correct]), k)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+  with pytest.raises(ValueError, match='k = 0'):
+    scores.pass_at(num, np.array([0]), 0)
+
+
+@pytest.mark.parametrize(
+  ('answers', 'is_correct', 'expected'),
+  [
+    ('aab', [1, 1, 0], 1), ('abb', [1, 0, 0], 0), ('ab', [1, 0], 0.5),
+    ('aabbc', [1, 1, 0, 0, 0], 0.5), ([None, None, 'a'], [0, 0, 1], 1),
+    ([None, None], [0, 0], 0), ('aabbc', [0, 0, 0, 0, 1], 0),
+  ],
+)  # fmt: skip
+def test_the_most_votes_win(answers, is_correct, expected):
+  assert scores.majority(list(answers), is_correct) == expected
+
+
+def test_what_a_response_votes_for():
+  number = Question('1', '?', '1200')
+  votes = [r'so \boxed{1,200}', r'\boxed{ 1,200 }', r'\boxed{7}', 'seven']
+  assert [scores.answer_of(text, number) for text in votes] == [
+    '1,200', '1,200', '7', None,
+  ]  # fmt: skip
+  choice = Question('2', '?', 'yes', choices=('yes', 'no'))
+  votes = ['The answer is Yes.', r'\boxed{yes}', 'no', 'perhaps']
+  assert [scores.answer_of(text, choice) for text in votes] == [
+    'yes', 'yes', 'no', None,
+  ]  # fmt: skip
+
+
+def test_markers_are_words():
+  text = 'Wait, let me re-read. Hmm... awaiting the waiter. However: a MISTAKE.'
+  assert scores.num_markers(text) == 5
