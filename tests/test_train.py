@@ -19,7 +19,7 @@ from ogls_jax import (
   warmup,
 )
 from ogls_jax.errors import UserError
-from ogls_jax.tasks.grading import Grader
+from ogls_jax.tasks.grading import Grader, Grades
 from tests.small import tree_max_difference
 
 
@@ -167,7 +167,8 @@ def test_another_config_in_the_same_workdir_is_an_error(finished):
 def test_every_method_trains(unevaluated, tmp_path, changes, monkeypatch):
   # A model this small answers nothing; every other rollout counts as right.
   def every_other(_, texts, questions):
-    return lambda: np.arange(len(texts)) % 2 > 0
+    is_odd = np.arange(len(texts)) % 2 > 0
+    return lambda: Grades(is_odd.astype(np.float32), np.zeros_like(is_odd))
 
   monkeypatch.setattr(Grader, 'submit', every_other)
   config = small_config(
