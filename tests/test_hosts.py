@@ -19,7 +19,7 @@ from tests.on_meshes import SHAPES
 from tests.small import tree_max_difference
 from tests.test_train import final_state, read_rows, small_config
 
-WAIT_SECONDS = 240
+WAIT_SECONDS = 480
 
 
 def free_port():
