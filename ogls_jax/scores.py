@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ogls_jax.tasks import latex, superglue
+from ogls_jax.tasks import latex, math, superglue
 from ogls_jax.tasks.question import Question
 
 # Words of a text that turns back on itself. Our choice: the paper (v1) counts
@@ -41,7 +41,7 @@ def answer_of(text: str, question: Question) -> str | None:
   if question.choices:
     return superglue.choice_of(text, question)
   boxed = latex.extract_boxed(text)
-  return None if boxed is None else latex.strip_spaces(latex.clean(boxed))
+  return None if boxed is None else math.canonical(boxed)
 
 
 def majority(

@@ -90,9 +90,12 @@ def test_the_most_votes_win(answers, is_correct, expected):
 
 def test_what_a_response_votes_for():
   number = Question('1', '?', '1200')
-  votes = [r'so \boxed{1,200}', r'\boxed{ 1,200 }', r'\boxed{7}', 'seven']
+  votes = [
+    r'so \boxed{1,200}', r'\boxed{1200.0}', r'\boxed{\frac12}', r'\boxed{ .5}',
+    r'\boxed{x + 1}', r'\boxed{5\text{ cm}}', 'seven',
+  ]  # fmt: skip
   assert [scores.answer_of(text, number) for text in votes] == [
-    '1,200', '1,200', '7', None,
+    '1200', '1200', '1/2', '1/2', 'x+1', '5cm', None,
   ]  # fmt: skip
   choice = Question('2', '?', 'yes', choices=('yes', 'no'))
   votes = ['The answer is Yes.', r'\boxed{yes}', 'no', 'perhaps']

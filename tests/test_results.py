@@ -1,0 +1,123 @@
+"""Figures of made-up generations."""
+
+import numpy as np
+import pytest
+
+from ogls_jax import results
+from ogls_jax.tasks import superglue_metrics
+from ogls_jax.tasks.question import Question
+
+
+def multirc(paragraph, question, answer, number):
+  fields = {'paragraph_idx': paragraph, 'question_idx': question}
+  return Question(
+    f'multirc-{number}', '?', answer, choices=('yes', 'no'), fields=fields
+  )
+
+
+def cb(answer, number):
+  choices = ('entailment', 'contradiction', 'neutral')
+  return Question(f'cb-{number}', '?', answer, choices=choices)
+
+
+def row(question, response, sample=0, kind='sample'):
+  return {
+    'kind': kind, 'id': question.id, 'sample': sample, 'response': response,
+    'reward': float(response == question.answer), 'is_timeout': False,
+    'response_tokens': len(response), 'is_truncated': False,
+    'repeated_fraction': 0.0,
+  }  # fmt: skip
+
+
+@pytest.fixture
+def asked():
+  rng = np.random.default_rng(0)
+  questions = [
+    multirc(n // 6, n // 3, 'yes' if rng.random() < 0.4 else 'no', n)
+    for n in range(90)
+  ]
+  questions += [
+    cb(['entailment', 'neutral', 'contradiction'][n % 3], n) for n in range(30)
+  ]
+  rows = []
+  for question in questions:
+    for sample in range(2):
+      response = question.answer
+      if rng.random() < 0.3:
+        response = str(rng.choice([*question.choices, 'perhaps']))
+      rows.append(row(question, response, sample))
+  return questions, rows
+
+
+def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
+  questions, rows = asked
+  found = results.summarize(questions, rows, 1.0)
+  expected = [
+    superglue_metrics.score(
+      [
+        (question, rows[2 * q + sample]['response'])
+        for q, question in enumerate(questions)
+      ]
+    )
+    for sample in range(2)
+  ]
+  for name in ('multirc/f1a', 'multirc/em', 'cb/accuracy', 'cb/f1'):
+    value = np.mean([each[name] for each in expected])
+    np.testing.assert_allclose(found[name].mean, value, atol=1e-12)
+    assert found[name].low < value < found[name].high
+  average = np.mean([each['average'] for each in expected])
+  np.testing.assert_allclose(found['average of 2 tasks'].mean, average)
+  # Six answers to each text: fewer draws than answers, a wider interval.
+  width = found['multirc/f1a'].high - found['multirc/f1a'].low
+  assert 0.1 < width < 0.5
+  # The mean's interval by two ways.
+  accuracy = results.summarize(
+    questions[90:], [r for r in rows if r['id'].startswith('cb')], 1.0
+  )
+  for side in ('low', 'high'):
+    np.testing.assert_allclose(
+      getattr(accuracy['cb/accuracy'], side),
+      getattr(accuracy['avg@2'], side),
+      atol=0.03,
+    )
+
+
+def test_likelihoods_choose_by_sum_token_and_byte():
+  questions = [cb('neutral', 0), cb('entailment', 1)]
+  # The first choice is the most likely by token, the last by the sum.
+  rows = [
+    {
+      'kind': 'likelihood', 'id': question.id, 'log_prob': [-3.0, -9.0, -2.0],
+      'num_tokens': [3, 3, 1], 'num_bytes': [10, 13, 7],
+    }
+    for question in questions
+  ]  # fmt: skip
+  found = results.summarize(questions, rows, 1.0)
+  assert found['likelihood_sum'].mean == 0.5  # neutral
+  assert found['likelihood_token'].mean == 0.5  # entailment
+  # F1 of a class that is right once and chosen twice is 2/3, of the other 0.
+  np.testing.assert_allclose(found['likelihood_sum/cb/f1'].mean, 1 / 3)
+  named = [name for name in found if 'likelihood_byte' in name]
+  assert named == [
+    'likelihood_byte', 'likelihood_byte/cb/accuracy', 'likelihood_byte/cb/f1',
+  ]  # fmt: skip
+
+
+def test_votes_count_by_what_they_say():
+  """1200 has two of four, however it is spelled."""
+  question = Question('1', '?', '1200')
+  texts = [r'\boxed{1200}', r'\boxed{1,200}', r'\boxed{7}', r'\boxed{8}']
+  rows = [row(question, text, n) for n, text in enumerate(texts)]
+  for right in (0, 1):
+    rows[right]['reward'] = 1.0
+  found = results.summarize([question], rows, 1.0)
+  assert found['avg@4'].mean == 0.5 and found['pass@4'].mean == 1.0
+  assert found['maj@4'].mean == 1.0
+  np.testing.assert_allclose(found['pass@2'].mean, 1 - 1 / 6)
+  assert 'reward' not in found  # it is the average
+
+
+def test_the_table_has_a_line_each():
+  found = {'avg@1': results.mean_interval(np.array([0.0, 1.0]))}
+  text = results.table(found)
+  assert text.splitlines()[-1] == '| avg@1 | 50.0% | 0.0% to 100.0% |'
