@@ -22,6 +22,7 @@ ORDER = """
   step inspect_step
   validate questions build evaluation repetition rounds warmup runs
   programs inspection health reporting saver profile loop cli train export
+  report_data report
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
   step_parts shapes compiled_sampling compiled suggest preflight
 """.split()  # noqa: SIM905 - the lines group what belongs together
