@@ -8,8 +8,8 @@ same command again, killed again, until it ends. Moments are drawn from `any`
 (up to a third of the time that the run in peace took), `update` (after one has
 been written: sampling, grading, the update) and `checkpoint` (files of a step
 are being written, of either stage). Parameters, optimizer, key, data position,
-metrics and samples have to be the same, bit for bit; times are not compared.
-Prints a table, and exits with 1 if a run differs.
+metrics, samples and inspect.jsonl have to be the same, bit for bit; times are
+not compared. Prints a table, and exits with 1 if a run differs.
 """
 
 import argparse
@@ -37,7 +37,7 @@ OVERRIDES = {
   'rollouts.batch_questions': 8, 'rollouts.group_size': 2,
   'rollouts.max_tokens': 16, 'eval.num_questions': 16, 'eval.samples': 1,
   'eval.batch_questions': 16, 'checkpoint.every_steps': 2,
-  'log.samples_every_steps': 1,
+  'log.samples_every_steps': 1, 'log.inspect_every_steps': 2,
 }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def facts_of(workdir: pathlib.Path) -> dict[str, object]:
   summary = json.loads((workdir / 'summary.json').read_text())
   del position['seconds'], summary['seconds']
   facts |= {'step': newest, 'position': position, 'summary.json': summary}
-  for name in ('metrics.jsonl', 'samples.jsonl'):
+  for name in ('metrics.jsonl', 'samples.jsonl', 'inspect.jsonl'):
     lines = (workdir / name).read_bytes().split(b'\n')[:-1]
     facts[name] = [_without_times(json.loads(line)) for line in lines]
   return facts

@@ -1,6 +1,6 @@
 """What looking at tokens adds to an update, on any config.
 
-    python -m benchmarks.inspection --config=configs/tiny.py --updates=8
+    python -m benchmarks.inspection --config=configs/tiny.py --updates=16
 
 Trains in a folder that is removed again, and looks at the rollouts of every
 update; the first two, which compile, are left out. Prints medians: seconds of
@@ -37,13 +37,12 @@ def main():
   with config.unlocked(), tempfile.TemporaryDirectory() as folder:
     config.log.inspect_every_steps = 1
     config.num_steps = flags.FLAGS.updates + _NUM_LEFT_OUT
-    config.eval.num_questions = 0
     workdir = pathlib.Path(folder) / 'run'
     train.train(config, workdir)
     rows = metrics.kept_rows(workdir / 'metrics.jsonl', config.num_steps)
     num_bytes = (workdir / 'inspect.jsonl').stat().st_size
   names = ('sampling', 'grading', 'hints', 'distill')
-  rows = rows[_NUM_LEFT_OUT:]
+  first, rows = rows[0]['seconds_inspection'], rows[_NUM_LEFT_OUT:]
   update = [sum(row[f'seconds_{name}'] for name in names) for row in rows]
   looking = [row['seconds_inspection'] for row in rows]
   texts = made[_NUM_LEFT_OUT:]
@@ -58,6 +57,7 @@ def main():
     )
   added = statistics.median(looking) + statistics.median(texts)
   share = added / statistics.median(update)
+  print(f'at the first update, with its compiling: {first:.1f} s')
   print(
     f'{len(rows)} updates; {100 * share:.1f}% of one, every {every} updates'
     f' {100 * share / every:.2f}%; {num_bytes / config.num_steps / 1e3:.0f} kB'
@@ -67,5 +67,5 @@ def main():
 
 if __name__ == '__main__':
   cli.define_config()
-  flags.DEFINE_integer('updates', 8, 'Updates to measure.', 1)
+  flags.DEFINE_integer('updates', 16, 'Updates to measure.', 1)
   cli.run(main)

@@ -27,12 +27,13 @@ from ogls_jax.loss import divergence_terms, merge_entries
 from ogls_jax.loss_blocks import over_blocks
 from ogls_jax.mesh import replicate, shard
 from ogls_jax.models.transformer import Decoder, project
-from ogls_jax.numerics import log_probs
+from ogls_jax.numerics import log_probs, round_up
 from ogls_jax.step import Objective, teacher_of
 
 # The distributions of a token. X counts them, K the candidates of each.
 TEACHERS = ('anchor', 'positive', 'negative', 'steered')
 NAMES = ('student', *TEACHERS)
+_WIDTH = 64
 
 
 @pytree
@@ -69,7 +70,7 @@ def make_inspect_step(
   teacher_kind: str,
   num_candidates: int,
 ) -> Callable:
-  """Jitted (state, frozen, teacher_params, batch, anchors, row_R) -> views.
+  """(state, frozen, teacher_params, batch, anchors, row_R) -> views, jitted.
 
   Args:
     graphdef: as for `make_distill_step`.
@@ -84,14 +85,7 @@ def make_inspect_step(
     as the mesh has shards of them, or a multiple; they may repeat.
   """
 
-  def inspect_step(
-    state: TrainState,
-    frozen: Any,
-    teacher_params: Any,
-    batch: LossBatch,
-    anchors: Anchors | None,
-    row_R: jax.Array,
-  ) -> TokenViews:
+  def views_of(state, frozen, teacher_params, batch):
     model = teacher_of(
       state,
       frozen,
@@ -108,18 +102,36 @@ def make_inspect_step(
     views = token_views(
       nnx.merge(graphdef, state.params, frozen),
       model,
-      _rows_of(batch, anchors, row_R),
+      batch,
       objective=objective,
       strength=strength,
       num_candidates=num_candidates,
     )
     return jax.tree.map(replicate, views)
 
-  return jax.jit(inspect_step)
+  # Two programs: the sizes of batches vary, and the second takes long to
+  # compile.
+  views_of, rows_of = jax.jit(views_of), jax.jit(_rows_of)
+
+  def inspect_step(
+    state: TrainState,
+    frozen: Any,
+    teacher_params: Any,
+    batch: LossBatch,
+    anchors: Anchors | None,
+    row_R: jax.Array,
+  ) -> TokenViews:
+    rows = rows_of(batch, anchors, row_R)
+    return views_of(state, frozen, teacher_params, rows)
+
+  return inspect_step
 
 
 def _rows_of(batch, anchors, row_R):
-  """These rows, each with its question: a batch with G = 1."""
+  """These rows, each with its question: a batch with G = 1.
+
+  Prompts and contexts are as wide as a multiple of `_WIDTH`.
+  """
   group_size = batch.response_RT.shape[0] // batch.prompts.length_B.shape[0]
   question_R = row_R // group_size
 
@@ -137,7 +149,7 @@ def _rows_of(batch, anchors, row_R):
     batch,
     prompts=dataclasses.replace(
       batch.prompts,
-      tokens_BP=of_question(batch.prompts.tokens_BP, 'BP'),
+      tokens_BP=of_question(_widened(batch.prompts.tokens_BP), 'BP'),
       length_B=of_question(batch.prompts.length_B, 'B'),
       uid_B=of_question(batch.prompts.uid_B, 'B'),
     ),
@@ -147,7 +159,7 @@ def _rows_of(batch, anchors, row_R):
     log_prob_RT=of_row(batch.log_prob_RT, 'RT'),
     advantage_R=of_row(batch.advantage_R, 'R'),
     hints=Hints(
-      context_BMC=of_question(hints.context_BMC, 'BMC'),
+      context_BMC=of_question(_widened(hints.context_BMC), 'BMC'),
       length_BM=of_question(hints.length_BM, 'BM'),
       anchor_BGM=of_group(hints.anchor_BGM),
       positive_BGM=of_group(hints.positive_BGM),
@@ -156,13 +168,16 @@ def _rows_of(batch, anchors, row_R):
   )
 
 
+def _widened(tokens, least=0):
+  """With 0 up to a multiple of `_WIDTH` that is at least `least`."""
+  width = round_up(max(tokens.shape[-1], least), _WIDTH)
+  missing = [(0, 0)] * (tokens.ndim - 1) + [(0, width - tokens.shape[-1])]
+  return jnp.pad(tokens, missing)
+
+
 def _with(hints, anchors):
   """One context more, the last, which is every rollout's anchor."""
-  widths = hints.context_BMC.shape[-1], anchors.tokens_BC.shape[-1]
-
-  def widened(array):
-    missing = max(widths) - array.shape[-1]
-    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+  width = max(hints.context_BMC.shape[-1], anchors.tokens_BC.shape[-1])
 
   def more(array_B_M, value):
     return jnp.pad(
@@ -171,7 +186,8 @@ def _with(hints, anchors):
       constant_values=value,
     )
 
-  context_BMC, anchor_BC = map(widened, (hints.context_BMC, anchors.tokens_BC))
+  context_BMC = _widened(hints.context_BMC, width)
+  anchor_BC = _widened(anchors.tokens_BC, width)
   return Hints(
     context_BMC=jnp.concatenate([context_BMC, anchor_BC[:, None]], axis=1),
     length_BM=jnp.concatenate(

@@ -109,7 +109,7 @@ def test_a_large_run_stays_under_5_mb_and_says_what_it_leaves_out(tmp_path):
     inspected_row(
       step, texts, seed=seed, rest=' and so on' * 2000, vocabulary=151_936
     )
-    for step in range(25, 525, 25)
+    for step in range(25, 275, 25)
     for seed in range(4)
   ]
   samples = [
@@ -119,17 +119,17 @@ def test_a_large_run_stays_under_5_mb_and_says_what_it_leaves_out(tmp_path):
   ]
   make_run(tmp_path, num_steps=20_000, inspected=inspected, samples=samples)
   raw = (tmp_path / 'inspect.jsonl').stat().st_size
-  assert raw > 4 * report.MOST_BYTES
+  assert raw > 2 * report.MOST_BYTES
   _, run = report_of(tmp_path)
   size = (tmp_path / 'report.html').stat().st_size
   assert report.MOST_BYTES / 2 < size < report.MOST_BYTES
   found = run['rollouts']
-  assert 15 < found['num_inspected_shown'] < found['num_inspected'] == 80
+  assert 15 < found['num_inspected_shown'] < found['num_inspected'] == 40
   assert 0 < found['num_samples_shown'] <= found['num_samples'] == 998
   # From all over the run, and in order.
   steps = [row['step'] for row in found['list'] if 'tokens' in row]
-  assert steps == sorted(steps) and steps[0] == 25 and steps[-1] == 500
-  assert len(set(steps)) > 15
+  assert steps == sorted(steps) and steps[0] == 25 and steps[-1] == 250
+  assert len(set(steps)) == 10
   curves = run['curves']
   assert curves['every'] == 40 and len(curves['step']) == 500
   assert curves['step'][-1] == 20_000
