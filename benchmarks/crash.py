@@ -8,9 +8,9 @@ same command again, killed again, until it ends. Moments are drawn from `any`
 (up to a third of the time that the run in peace took), `update` (after one has
 been written: sampling, grading, the update) and `checkpoint` (files of a step
 are being written, of either stage). Parameters, optimizer, key, data position,
-metrics and samples have to be the same, bit for bit, in every step that is
-kept; times are not compared.
-Prints a table, and exits with 1 if a run differs.
+metrics, samples and inspect.jsonl have to be the same, bit for bit, in every
+step that is kept; times are not compared. Prints a table, and exits with 1 if a
+run differs.
 """
 
 import argparse
@@ -39,6 +39,7 @@ OVERRIDES = {
   'rollouts.max_tokens': 16, 'eval.num_questions': 16, 'eval.samples': 1,
   'eval.batch_questions': 16, 'checkpoint.every_steps': 2,
   'eval.every_steps': 4, 'log.samples_every_steps': 1,
+  'log.inspect_every_steps': 2,
 }  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def facts_of(workdir: pathlib.Path) -> dict[str, object]:
   summary = json.loads((workdir / 'summary.json').read_text())
   del summary['seconds']
   facts['summary.json'] = summary
-  for name in ('metrics.jsonl', 'samples.jsonl'):
+  for name in ('metrics.jsonl', 'samples.jsonl', 'inspect.jsonl'):
     lines = (workdir / name).read_bytes().split(b'\n')[:-1]
     facts[name] = [_without_times(json.loads(line)) for line in lines]
   return facts

@@ -110,7 +110,16 @@ def get_config() -> config_dict.ConfigDict:
     on_collapse=False,
     patience_steps=10,
   )
-  config.log = config_dict.create(samples_every_steps=10, samples_rollouts=8)
+  config.log = config_dict.create(
+    samples_every_steps=10,  # 0 for none
+    samples_rollouts=8,
+    # For `python -m ogls_jax.report`: token by token what student and teacher
+    # made of a few rollouts, before an update. 0 for none; never for sft and
+    # grpo, which have no steered teacher.
+    inspect_every_steps=0,
+    inspect_rollouts=4,
+    inspect_candidates=5,  # likeliest tokens of each distribution
+  )
   # One may be -1: all devices that the others leave.
   config.mesh = config_dict.create(data=-1, fsdp=1, model=1)
   # So that a config that misspells a key is an error, not a new key.

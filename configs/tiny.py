@@ -48,6 +48,7 @@ def get_config():
   config.optimizer.learning_rate = 1e-4
   config.optimizer.max_grad_norm = 1.0
   config.num_steps = 40
+  config.log.inspect_every_steps = 10
   config.eval.num_questions = 384
   config.eval.samples = 4
   config.eval.batch_questions = 128

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 
-def _pytree(cls):
+def pytree(cls):
+  """A frozen dataclass whose fields are all children of a pytree."""
   cls = dataclasses.dataclass(frozen=True)(cls)
   names = [field.name for field in dataclasses.fields(cls)]
   return jax.tree_util.register_dataclass(cls, names, [])
 
 
-@_pytree
+@pytree
 class PromptBatch:
   """B tokenized prompts."""
 
@@ -26,7 +27,7 @@ class PromptBatch:
   uid_B: jax.Array  # uint32, names the question in the sampling key
 
 
-@_pytree
+@pytree
 class Rollouts:
   """G responses to each of B prompts, or B given responses (G = 1)."""
 
@@ -36,7 +37,7 @@ class Rollouts:
   is_truncated_R: jax.Array  # bool, no end-of-sequence token within T
 
 
-@_pytree
+@pytree
 class Hints:
   """What the teacher reads, and how each rollout weighs it.
 
@@ -52,7 +53,7 @@ class Hints:
   negative_BGM: jax.Array  # float32, P-
 
 
-@_pytree
+@pytree
 class LossBatch:
   """One update's worth of rollouts, with all that the losses need.
 
@@ -69,7 +70,7 @@ class LossBatch:
   hints: Hints | None  # None where no teacher is read
 
 
-@_pytree
+@pytree
 class TrainState:
   """All that an update changes. `params` holds the trained arrays only."""
 

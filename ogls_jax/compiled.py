@@ -5,7 +5,8 @@ Those of `compiled_sampling`, then
 distill  teacher, loss, gradient and update, or the method's own
 
 then, where an evaluation's sizes are not those of training, its sampling, with
-`eval` before the names.
+`eval` before the names. Left out is `inspect_step`: the teacher's part of
+`distill` for fewer rollouts, without a gradient, before it.
 """
 
 import dataclasses

@@ -91,7 +91,7 @@ def build_pools(
     is_scored_BG = is_scored_BG & is_negative.any(-1) & ~is_correct_BG
   scored = is_scored_BG[..., None]
   anchor = np.zeros(shape, np.float32)
-  if method in ('ogls_sd', 'pos_only', 'kd'):
+  if reads_anchor(method):
     anchor[:, :, _ANCHOR] = 1
   if method != 'ogls_sd':
     is_negative[:] = False
@@ -101,6 +101,11 @@ def build_pools(
     negative_BGN=_mean_weights(is_negative & scored, rules.max_per_pool),
     is_scored_R=is_scored_BG.reshape(-1),
   )
+
+
+def reads_anchor(method: str) -> bool:
+  """Whether the prompt without a hint is among the teacher's contexts."""
+  return method in ('ogls_sd', 'pos_only', 'kd')
 
 
 def num_contexts(method: str, group_size: int) -> int:

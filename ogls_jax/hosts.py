@@ -189,6 +189,15 @@ def put_rows(tree, mesh: Mesh):
     return jax.tree.map(put, tree)
 
 
+def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
+  """Places an array that all hosts have alike, on all devices."""
+  sharding = NamedSharding(mesh, PartitionSpec())
+  with jax.transfer_guard_host_to_device('allow'):
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+
 def take_rows(tree):
   """This process's rows of arrays whose first dim is sharded by row."""
 

@@ -14,6 +14,7 @@ from ogls_jax import build, evaluation, hosts, rounds
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import Preempted
+from ogls_jax.inspection import Inspector
 from ogls_jax.intervals import mean_interval
 from ogls_jax.notice import StopNotice
 from ogls_jax.profile import Profile
@@ -154,6 +155,10 @@ def run_steps(
       ),
     )
     saver = Saver(config, counters, checkpointer, reporter)
+    inspector = Inspector(
+      config, parts.programs, student=parts.student, teacher=parts.teacher,
+      maker=parts.maker, rules=parts.rules, mesh=parts.mesh,
+    )  # fmt: skip
     profile = closed_after(
       stack, Profile(parts.workdir, first=numbers.start + 2, num=profile_steps)
     )
@@ -166,10 +171,12 @@ def run_steps(
       with jax.profiler.StepTraceAnnotation('update', step_num=number):
         try:
           values = _evaluated(parts, state, number - 1, place, saver)
-          round_ = _next_round(parts, state, next(iterator), reporter)
+          questions = next(iterator)
+          round_ = _next_round(parts, state, questions, reporter)
         except Preempted:
           saver.stop(number - 1, state, place)
         round_.values.update(values)
+        round_ = inspector.look(number, state, round_, questions)
         state, sums = parts.programs.distill(
           state,
           parts.student.frozen,

@@ -16,7 +16,7 @@ from ogls_jax.models.transformer import project
 from ogls_jax.numerics import Metric, log_probs
 
 
-def _over_blocks(of_block: Callable, arrays_RT: tuple, block_tokens: int):
+def over_blocks(of_block: Callable, arrays_RT: tuple, block_tokens: int):
   """Runs `of_block` on blocks of axis 1, padded with 0 (False in a mask).
 
   It returns a pair: what is added up over the blocks, and what is joined to
@@ -112,7 +112,7 @@ def _divergence(
   def of_block(student, steered, mask):
     return block_sums(student, matrix_VD, teacher_VD, steered, mask), ()
 
-  sums, _ = _over_blocks(of_block, (student, steered, mask), block_tokens)
+  sums, _ = over_blocks(of_block, (student, steered, mask), block_tokens)
   return sums['loss'][0], sums
 
 
@@ -133,7 +133,7 @@ def _divergence_forward(
     added = [grad.astype(jnp.float32) for grad in grads[1:]]
     return (sums, added), grads[0]
 
-  (sums, matrix_grad), student_grad = _over_blocks(
+  (sums, matrix_grad), student_grad = over_blocks(
     of_block, (student.value, steered.value, mask.value), block_tokens
   )
   return (sums['loss'][0], sums), (student_grad, matrix_grad, matrix_VD)
@@ -180,7 +180,7 @@ def token_log_probs(
     return (), (chosen_RT1[..., 0], entropy_RT)
 
   with jax.named_scope('loss'):
-    _, (log_prob_RT, entropy_RT) = _over_blocks(
+    _, (log_prob_RT, entropy_RT) = over_blocks(
       of_block, (hidden_RTD, token_RT), block_tokens
     )
   return log_prob_RT, jax.lax.stop_gradient(entropy_RT)

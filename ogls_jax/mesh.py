@@ -164,6 +164,11 @@ def shard_looked_up(x_BGTD: jax.Array) -> jax.Array:
   return _constrain(x_BGTD, _spec('BGTD', _LOOKED_UP_AXES))
 
 
+def replicate(array: jax.Array) -> jax.Array:
+  """The whole of it on every device, so that any host can read it."""
+  return _constrain(array, PartitionSpec())
+
+
 def _constrain(array, spec):
   if jax.sharding.get_abstract_mesh().empty:
     return array

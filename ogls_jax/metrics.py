@@ -120,7 +120,7 @@ class Writer:
       return
     self._files = {
       name: Lines(workdir / f'{name}.jsonl', last_step=start_step)
-      for name in ('metrics', 'samples')
+      for name in ('metrics', 'samples', 'inspect')
     }
     self._folder = workdir / 'tensorboard'
     self._events = self._rewritten(self._files['metrics'].rows)
@@ -136,6 +136,11 @@ class Writer:
     """One rollout, in full."""
     if self._files:
       self._files['samples'].add({'step': step, **row})
+
+  def inspected(self, step: int, row: dict) -> None:
+    """One rollout, token by token."""
+    if self._files:
+      self._files['inspect'].add({'step': step, **row})
 
   def sync(self) -> None:
     """All lines on disk; OSError if they cannot be."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ml_collections import config_dict
 
-from ogls_jax import build, rounds, step
+from ogls_jax import build, inspect_step, rounds, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,14 @@ class Programs:
     distill: an update.
     rollout: samples for training.
     evaluate: samples for evaluation.
+    inspect: as from `inspect_step.make_inspect_step`; None where the config
+      asks for none or the method has no steered teacher.
   """
 
   distill: Callable
   rollout: Callable
   evaluate: Callable
+  inspect: Callable | None = None
 
 
 def rollout_options(config: config_dict.ConfigDict) -> dict:
@@ -84,6 +87,15 @@ def make_programs(
       eos_ids=eos_ids,
       **evaluation_options(c),
     ),
+    inspect=inspect_step.make_inspect_step(
+      student.graphdef,
+      teacher.graphdef,
+      objective=objective,
+      teacher_kind=c.teacher,
+      num_candidates=c.log.inspect_candidates,
+    )
+    if c.log.inspect_every_steps and objective.is_distilled
+    else None,
   )
 
 

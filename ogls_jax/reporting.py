@@ -21,8 +21,8 @@ METRICS = (
   'truncated_fraction', 'repeated_fraction', 'hints_cut', 'grader_timeouts',
   'rows_skipped',
   'updates_skipped', 'warnings', 'grad_norm', 'learning_rate',
-  'seconds_sampling', 'seconds_grading', 'seconds_hints', 'seconds_distill',
-  'tokens_per_second',
+  'seconds_sampling', 'seconds_grading', 'seconds_hints',
+  'seconds_inspection', 'seconds_distill', 'tokens_per_second',
 )  # fmt: skip
 
 
@@ -102,9 +102,9 @@ class Reporter:
         values[f'seconds_{stage}'] = end - began
         began = end
       self._since = done
-      self._write(number, values, round_.samples)
+      self._write(number, values, round_)
 
-  def _write(self, number, values, samples):
+  def _write(self, number, values, round_):
     self.updates_skipped += values['is_skipped']
     values['updates_skipped'] = self.updates_skipped
     warnings = self._health.look(values)
@@ -120,8 +120,10 @@ class Reporter:
     log, num_steps = self._config.log, self._config.num_steps
     every = log.samples_every_steps
     if every and (number == 1 or number % every == 0):
-      for sample in samples[: log.samples_rollouts]:
+      for sample in round_.samples[: log.samples_rollouts]:
         self._writer.sample(number, sample)
+    for row in round_.make_rows() if round_.make_rows else ():
+      self._writer.inspected(number, row)
     text = ' '.join(
       f'{label} {values[name]:.3f}'
       for label, name in (('reward', 'reward_mean'), ('loss', 'loss'))

@@ -43,12 +43,14 @@ class Round:
     values: metrics.
     samples: rollouts to log.
     ends: of its stages, by name, in order (`time.monotonic`).
+    make_rows: those of inspect.jsonl, once there is time; None for none.
   """
 
   batch: LossBatch
   values: dict[str, float]
   samples: list[dict]
   ends: dict[str, float]
+  make_rows: Callable[[], list[dict]] | None = None
 
 
 def sampled_round(

@@ -193,6 +193,22 @@ def loss_sums(
   return sums
 
 
+def teacher_of(
+  state: TrainState,
+  frozen: Any,
+  teacher_params: Any,
+  *,
+  graphdef: nnx.GraphDef,
+  teacher_graphdef: nnx.GraphDef | None,
+  teacher_kind: str,
+) -> Decoder:
+  """The model that teaches, as for `make_distill_step`; it has no gradient."""
+  if teacher_kind == 'base':
+    return nnx.merge(teacher_graphdef, *teacher_params)
+  own = state.ema_params if teacher_kind == 'ema' else state.params
+  return nnx.merge(graphdef, jax.lax.stop_gradient(own), frozen)
+
+
 def _split_batch(batch: LossBatch, num_microbatches: int) -> LossBatch:
   """Leading microbatch axis; question b goes to microbatch b % N, so that each
   device keeps a share of every microbatch."""
@@ -237,14 +253,6 @@ def make_distill_step(
     `is_skipped` of the sums is 1 for the latter.
   """
 
-  def teacher_of(state, frozen, teacher_params):
-    if not objective.has_teacher:
-      return None
-    if teacher_kind == 'base':
-      return nnx.merge(teacher_graphdef, *teacher_params)
-    own = state.ema_params if teacher_kind == 'ema' else state.params
-    return nnx.merge(graphdef, jax.lax.stop_gradient(own), frozen)
-
   def distill_step(
     state: TrainState, frozen: Any, teacher_params: Any, batch: LossBatch
   ) -> tuple[TrainState, dict[str, Metric]]:
@@ -257,9 +265,19 @@ def make_distill_step(
     )
 
     def objective_of(params, microbatch):
+      teacher_model = None
+      if objective.has_teacher:
+        teacher_model = teacher_of(
+          state,
+          frozen,
+          teacher_params,
+          graphdef=graphdef,
+          teacher_graphdef=teacher_graphdef,
+          teacher_kind=teacher_kind,
+        )
       sums = loss_sums(
         nnx.merge(graphdef, params, frozen),
-        teacher_of(state, frozen, teacher_params),
+        teacher_model,
         microbatch,
         objective=objective,
         strength=strength,

@@ -96,6 +96,9 @@ _RANGES = [
   ('stop.patience_steps', 1, math.inf),
   ('log.samples_every_steps', 0, math.inf),
   ('log.samples_rollouts', 0, math.inf),
+  ('log.inspect_every_steps', 0, math.inf),
+  ('log.inspect_rollouts', 1, math.inf),
+  ('log.inspect_candidates', 1, math.inf),
 ]
 
 
@@ -291,7 +294,7 @@ def _check_divides(config, *, rows):
 def check_vocabulary(
   config: config_dict.ConfigDict, *, num_ids: int, num_rows: int
 ) -> None:
-  """Rejects a tokenizer or a top-k beyond the vocabulary.
+  """Rejects a tokenizer, a top-k or candidates beyond the vocabulary.
 
   Args:
     config: as from configs/default.py.
@@ -304,6 +307,11 @@ def check_vocabulary(
       f'model.{key} = {config.model[key]!r} holds a tokenizer of {num_ids} ids'
       f' and the model has an embedding of {num_rows}; give the tokenizer that'
       ' it was trained with in model.tokenizer_path'
+    )
+  if config.log.inspect_candidates > num_rows:
+    raise UserError(
+      f'log.inspect_candidates = {config.log.inspect_candidates} is more than'
+      f' the vocabulary of {num_rows}; lower it'
     )
   if config.rollouts.top_k > num_rows:
     raise UserError(

@@ -116,7 +116,10 @@ def test_two_processes_agree_with_one_on_every_mesh(tmp_path):
 def test_a_run_survives_a_notice_and_a_death(tmp_path):
   """Two processes, a SIGTERM, a SIGKILL, and one process that goes on."""
   assert jax.device_count() == 8
-  config = small_config(num_steps=8, checkpoint__every_steps=1, mesh__fsdp=2)
+  config = small_config(
+    num_steps=8, checkpoint__every_steps=1, mesh__fsdp=2,
+    log__inspect_every_steps=4, log__inspect_rollouts=16,
+  )  # fmt: skip
   train.train(config, tmp_path / 'whole')
 
   workdir = tmp_path / 'run'
@@ -151,6 +154,18 @@ def test_a_run_survives_a_notice_and_a_death(tmp_path):
     read_rows(x / 'samples.jsonl') for x in (tmp_path / 'whole', workdir)
   ]
   assert samples[0] == samples[1]
+  # Of two processes the first looks at rollouts of its own.
+  all_rows, rows = (
+    read_rows(x / 'inspect.jsonl') for x in (tmp_path / 'whole', workdir)
+  )
+  assert {row['step'] for row in rows} == {1, 4, 8}
+  known = {(row['step'], row['id'], row['response']): row for row in all_rows}
+  for row in rows:
+    other = known[row['step'], row['id'], row['response']]
+    assert row['token_ids'] == other['token_ids']
+    assert row['divergence'] == pytest.approx(
+      other['divergence'], rel=0.01, abs=1e-4
+    )
 
 
 def test_hosts_with_different_configs_stop(tmp_path):

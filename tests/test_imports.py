@@ -7,6 +7,7 @@ PACKAGE = pathlib.Path('ogls_jax')
 ORDER = """
   errors cache_dir json_file numerics batches mesh hosts notice
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
+  token_texts
   tasks.question tasks.latex tasks.values tasks.expressions tasks.forms
   tasks.math tasks.superglue_rows tasks.superglue tasks.superglue_metrics
   tasks.arithmetic tasks.symbolic tasks.worker tasks.sandbox tasks.grading
@@ -19,10 +20,11 @@ ORDER = """
   prompts token_choice sampling rollout hints teacher steering
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
   intervals scores
-  step
+  step inspect_step
   validate questions label_likelihood build repetition evaluation rounds
   warmup runs
-  programs health reporting saver profile loop cli train export
+  programs inspection health reporting saver profile loop cli train export
+  report_data report
   results generations evaluate paired
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
   step_parts shapes compiled_sampling compiled suggest preflight

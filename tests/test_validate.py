@@ -54,6 +54,9 @@ def test_every_config_loads_and_validates(path):
     ('grading__seconds', 0.0),
     ('optimizer__learning_rate', -1.0),
     ('eval__samples', 0),
+    ('log__inspect_every_steps', -1),
+    ('log__inspect_rollouts', 0),
+    ('log__inspect_candidates', 0),
     ('grading__symbolic_seconds', -1.0),
     ('grading__symbolic_mib', 64),
     ('mesh__data', 3),
@@ -175,10 +178,11 @@ def test_a_stage_that_does_not_run_is_not_checked():
     validate_lib.validate(config, 8)
 
 
-def test_top_k_beyond_the_vocabulary():
-  config = tiny(rollouts__top_k=108)
+@pytest.mark.parametrize('key', ['rollouts.top_k', 'log.inspect_candidates'])
+def test_more_tokens_than_the_vocabulary_has(key):
+  config = tiny(**{key.replace('.', '__'): 108})
   validate_lib.check_vocabulary(config, num_ids=107, num_rows=108)
-  with pytest.raises(UserError, match='rollouts.top_k = 108 is more than'):
+  with pytest.raises(UserError, match=f'{key} = 108 is more than'):
     validate_lib.check_vocabulary(config, num_ids=107, num_rows=107)
 
 
