@@ -33,6 +33,10 @@ def _parse(argv: list[str]) -> list[str]:
     raise UserError(
       f'--config: {error}; run from the folder that holds configs/'
     ) from error
+  except SyntaxError as error:
+    raise UserError(
+      f'--config: {error.filename}:{error.lineno}: {error.msg}'
+    ) from error
   except (flags.Error, TypeError, ValueError) as error:
     text = ' '.join(' '.join(map(str, error.args)).split())
     if missing := re.match(r'flag --(\w+)=None', text):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 
@@ -13,9 +14,10 @@ from ml_collections import config_dict
 from ogls_jax import build, evaluation, hosts, rounds
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
-from ogls_jax.errors import Preempted
+from ogls_jax.errors import Preempted, UserError
 from ogls_jax.inspection import Inspector
 from ogls_jax.intervals import mean_interval
+from ogls_jax.metrics import kept_rows
 from ogls_jax.notice import StopNotice
 from ogls_jax.profile import Profile
 from ogls_jax.programs import Programs
@@ -79,10 +81,24 @@ def begin_or_resume(
     counters = Counters(**position)
     hosts.say(f'resuming at step {start} of {parts.workdir}')
   else:
+    _check_nothing_is_lost(config, parts.workdir)
     began = time.monotonic()
     counters = Counters(accuracy(parts, state, 'before'), seconds)
     counters.seconds['evaluation'] = time.monotonic() - began
   return state, counters, start
+
+
+def _check_nothing_is_lost(config, workdir):
+  """UserError where a run has come past its first checkpoints, and has none."""
+  rows = kept_rows(workdir / 'metrics.jsonl', math.inf)
+  last = max((row['step'] for row in rows), default=0)
+  # Of the first, the save may not have ended.
+  if last > 2 * config.checkpoint.every_steps:
+    raise UserError(
+      f'{workdir}: metrics.jsonl has lines up to update {last}, and there is no'
+      ' checkpoint; bring the folder checkpoints back, or start afresh in'
+      ' another workdir'
+    )
 
 
 def accuracy(parts: Parts, state: TrainState, when: str) -> list[float]:

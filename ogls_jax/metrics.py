@@ -32,7 +32,13 @@ class Lines:
     """
     self._path, self._has_failed = path, False
     self.rows = kept_rows(path, last_step, key)
-    replace_bytes(path, b''.join(map(_line, self.rows)))
+    try:
+      replace_bytes(path, b''.join(map(_line, self.rows)))
+    except OSError as error:
+      raise UserError(
+        f'{path} cannot be written ({error.strerror}); mend the disk, or the'
+        " file's permissions, and give the same command"
+      ) from error
     # Bytes on disk; those after them, and how many of these are written.
     self._size, self._tail, self._num_written = path.stat().st_size, b'', 0
 
@@ -89,14 +95,20 @@ def kept_rows(
   """Rows of steps up to `last_step`; without a last line cut by a crash.
 
   Raises:
-    UserError: a line before the last is broken.
+    UserError: it cannot be read, or a line before the last is broken.
   """
-  if not path.exists():
+  try:
+    data = path.read_bytes()
+  except FileNotFoundError:
     return []
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be read ({error.strerror}); mend it, or move it away'
+    ) from error
   kept = []
   # Bytes, as text lines also end where JSON strings may hold U+2028. What
   # follows the last newline was cut.
-  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
+  for number, line in enumerate(data.split(b'\n')[:-1], start=1):
     try:
       row = json.loads(line)
       row_step = row[key]

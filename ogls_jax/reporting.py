@@ -159,7 +159,8 @@ class Reporter:
         raise UserError(
           f'step {number}: {name} = {values[name]:.3g} has been out of its band'
           f' for {num} updates, and stop.on_collapse = True;'
-          f' {self._workdir}/checkpoints has the best and the last steps'
+          f' {self._workdir}/checkpoints has the last steps, and the best by'
+          ' eval.every_steps; another config needs another workdir'
         )
 
   def close(self) -> None:

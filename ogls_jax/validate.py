@@ -137,7 +137,9 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
   for key, low, high in _RANGES:
     value = get(config, key)
     if not low <= value <= high or not math.isfinite(value):
-      bound = f'in [{low}, {high}]' if high < math.inf else f'at least {low}'
+      bound = f'in [{low}, {high}]'
+      if high == math.inf:
+        bound = f'at least {low}, and finite'
       raise UserError(f'{key} = {value} must be {bound}')
   if 0 < config.eval.temperature < 1e-3:
     raise UserError(

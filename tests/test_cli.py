@@ -47,6 +47,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, text):
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
+def test_a_config_that_is_no_python_is_one_line(tmp_path):
+  (tmp_path / 'mine.py').write_text('def get_config(:\n  pass\n')
+  done = command(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run')
+  assert done.returncode == 2
+  (line,) = done.stderr.strip().splitlines()
+  assert f'{tmp_path}/mine.py:1: ' in line
+
+
 def test_ctrl_c_is_one_line_and_exit_code_130():
   code = (
     'from ogls_jax import cli\n'

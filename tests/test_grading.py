@@ -329,6 +329,12 @@ def test_superglue_rows_can_be_answered():
     ('5\\text{ factorial}', '5'), ('5\\text{ minus one}', '5'),
     ('5\\text{!}', '5'), ('5\\text{-}', '5'),
     ('5 \\text{ ms}', '5 \\text{ m}'), ('(1\\,2)', '12'), ('1\\,2', '12'),
+    ('5\\text{ hundredths}', '5'), ('5\\text{ crore}', '5'),
+    ('3\\text{ halves}', '3'), ('5\\text{ not}', '5'),
+    ('5\\text{ is wrong}', '5'), ('5\\text{ power three}', '5'),
+    ('5\\text{ to the fourth}', '5'), ('3\\mathrm{ln}', '3'),
+    ('3\\mathbf{AB}', '3'), ('3\\mathrm{sin}', '3'),
+    ('5\\text{ euros}', '\\$5'), ('90\\%', '90^\\circ'),
     ('\\$5', '5\\text{ cents}'), ('5 cents', '$5'), ('\\$1', '1 cent'),
     ('90^\\circ', '90 \\text{ radians}'), ('90\u00b0', '90 rad'),
   ],
@@ -343,7 +349,9 @@ def test_what_changes_a_number_is_no_unit(answer, reference):
   [
     ('7 \\text{ days}', '7'), ('5\\text{ m}', '5'), ('1\\,200', '1200'),
     ('10,\\!000', '10000'), ('3 \\text{ hrs}', '3 \\text{ hr}'),
-    ('60 \\text{ miles per hour}', '60'), ('\\$5', '5 \\text{ dollars}'),
+    ('60 \\text{ km/h}', '60'), ('5\\text{ m/s}', '5'), ('5\\text{ ft}', '5'),
+    ('7\\text{ apples}', '7'), ('60 \\text{ miles per hour}', '60'),
+    ('\\$5', '5 \\text{ dollars}'),
     ('90^\\circ', '90 \\text{ degrees}'), ('5 cents', '5'), ('50\\%', '50'),
   ],
 )  # fmt: skip

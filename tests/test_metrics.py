@@ -126,3 +126,16 @@ def test_what_an_fsync_lost_is_written_again(tmp_path, monkeypatch):
   lines.add({'step': 3})
   lines.sync()
   assert [row['step'] for row in read(path)] == [1, 2, 3]
+
+
+def test_what_is_no_file_is_one_line(tmp_path, monkeypatch):
+  (tmp_path / 'metrics.jsonl').mkdir()
+  with pytest.raises(UserError, match='metrics.jsonl cannot be read'):
+    metrics.Writer(tmp_path, start_step=0)
+
+  def refuse(*_):
+    raise OSError(1, 'Operation not permitted')
+
+  monkeypatch.setattr(metrics, 'replace_bytes', refuse)
+  with pytest.raises(UserError, match='cannot be written .Operation not perm'):
+    metrics.Lines(tmp_path / 'x.jsonl', last_step=0)

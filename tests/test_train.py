@@ -460,3 +460,20 @@ def test_a_collapse_stops_the_run_if_the_config_says_so(tmp_path, unevaluated):
       train.train(config, tmp_path)
   rows = read_rows(tmp_path / 'metrics.jsonl')
   assert [row['warnings'] for row in rows[27:]] == [0, 0, 1, 1]
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_start_afresh(tmp_path):
+  config = small_config(
+    warmup__num_steps=0, method='sft', eval__num_questions=0,
+    checkpoint__every_steps=2,
+  )  # fmt: skip
+  path = tmp_path / 'metrics.jsonl'
+  lines = ''.join(json.dumps({'step': step}) + '\n' for step in range(1, 6))
+  path.write_text(lines)
+  with pytest.raises(UserError, match='lines up to update 5, and there is no'):
+    train.train(config, tmp_path)
+  assert path.read_text() == lines
+  # Killed before the first save has ended, as it may be.
+  path.write_text(''.join(lines.splitlines(keepends=True)[:4]))
+  train.train(config, tmp_path)
+  assert [row['step'] for row in read_rows(path)] == [1, 2, 3, 4]

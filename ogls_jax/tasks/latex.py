@@ -15,11 +15,28 @@ TEXT_UNIT = re.compile(_TEXT + r'\{([^{}0-9]*)\}(\^(?:[0-9]|\{[0-9]\}))?$')
 SCALES = """
   percent percentage hundred hundreds thousand thousands million millions
   billion billions trillion trillions dozen dozens pair pairs half halves
-  pi k tenth tenths score gross or and less more squared cubed factorial
-  plus minus times mod base about
+  quadrillion quadrillions lakh lakhs crore crores bn mn mio mil halve
+  pi k score gross or and less more squared cubed factorial
+  plus minus times mod base about power root sqrt remainder divided
+  multiplied over under above below not no wrong false incorrect impossible
+  negative fewer most least approximately approx roughly nearly almost rounded
+  debt
+  quarter third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
+  hundredth thousandth millionth billionth
+  quarters thirds fourths fifths sixths sevenths eighths ninths tenths
+  elevenths twelfths hundredths thousandths millionths billionths
+  zero one two three four five six seven eight nine ten eleven twelve
 """.split()  # noqa: SIM905 - reads as a table
 # Of other units of one letter nothing is known: i, e and x are numbers.
 _LETTERS = 'mgshlLNJWVAC'
+# Nor of other words of two or three: ln, sin and ab are factors.
+_SHORT = """
+  mm cm dm km um nm in ft yd mi mg kg lb lbs oz ml dl kl cc pt pts qt gal
+  ms sec min hr hrs am pm day yr yrs wk wks mph kph kmh rpm bps ppm deg rad
+  hz khz mhz ghz kb mb gb tb kw mw kj kn pa kpa ev mol cal psi atm amp ohm
+  usd eur gbp yen won sq cu per men man boy kid way cup box bag jar row pen
+  egg ant bee bus car cat dog cow pig hen toy hat fan can of by
+""".split()  # noqa: SIM905 - reads as a table
 
 _REWRITES = [
   (re.compile(pattern), replacement)
@@ -46,7 +63,14 @@ _TWO_ITEMS = re.compile(r'(?<=[0-9])(?: , ?|, )(?=[0-9]{3}(?![0-9]))')
 _CURRENCY = re.compile(r'\\?\$')
 # Signs that `clean` drops, and units that are others.
 _CLASHES = [
-  (re.compile(r'\$'), re.compile(r'(?<![A-Za-z])cents?(?![A-Za-z])')),
+  (
+    re.compile(r'\$'),
+    re.compile(
+      r'(?<![A-Za-z])(?:cents?|pence|euros?|pounds?|yen|yuan|rupees?|pesos?'
+      r'|francs?|won)(?![A-Za-z])'
+    ),
+  ),
+  (re.compile(r'\\circ(?![A-Za-z])|\\degree|\u00b0'), re.compile('%')),
   (
     re.compile(r'\\circ(?![A-Za-z])|\\degree|\u00b0'),
     re.compile(r'(?<![A-Za-z])rad(?:ians?)?(?![A-Za-z])'),
@@ -62,7 +86,10 @@ def is_unit(text: str) -> bool:
   if len(text) == 1:
     return text in _LETTERS
   is_scaled = any(word in SCALES for word in (*words, ''.join(words)))
-  return bool(words) and '!' not in text and not is_scaled
+  is_known = all(
+    len(word) > 3 or word in _SHORT or word in _LETTERS for word in words
+  )
+  return bool(words) and '!' not in text and not is_scaled and is_known
 
 
 def has_other_unit(answer: str, reference: str) -> bool:
