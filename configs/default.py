@@ -90,6 +90,7 @@ def get_config() -> config_dict.ConfigDict:
   )
   config.eval = config_dict.create(
     num_questions=0,  # held-out questions before and after; 0 for none
+    has_before_after=True,  # False: held out all the same, but not asked then
     every_steps=0,  # and after every so many updates; 0: not in between
     samples=1,  # rollouts per question
     batch_questions=32,

@@ -29,6 +29,7 @@ from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
 from ogls_jax.questions import digest_of, load_evaluated
 from ogls_jax.runs import load_run, read_run_config
+from ogls_jax.tasks.question import Question
 from ogls_jax.validate import check_vocabulary, validate
 from ogls_jax.workdir import check_same, locked
 
@@ -58,15 +59,11 @@ def evaluate(
   """
   notice = notice or StopNotice()
   config = _with_model_of(config, workdir)
-  _check(config)
+  check(config)
   mesh, maker = make_mesh(dict(config.mesh)), build.load_maker(config)
   questions, num_skipped = load_evaluated(config, maker)
   build.check_task(config, questions[0])
-  if config.eval.has_likelihood and not all(q.choices for q in questions):
-    raise UserError(
-      'eval.has_likelihood = True, but not all questions have `choices`; set it'
-      ' to False, or name other data'
-    )
+  check_choices(config, questions)
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     model, source = _load(config, mesh, maker, workdir, run_step)
     claim = {
@@ -115,8 +112,8 @@ def _with_model_of(config, workdir):
   return config
 
 
-def _check(config):
-  """What `validate` rejects, of what an evaluation uses."""
+def check(config: config_dict.ConfigDict) -> None:
+  """Raises UserError as `validate` does, of what an evaluation uses."""
   used = config_dict.ConfigDict(json.loads(config.to_json()))
   # Here 0 has a meaning of its own.
   used.eval.num_questions = max(used.eval.num_questions, 1)
@@ -132,6 +129,17 @@ def _check(config):
     raise UserError(
       f'eval.samples = {e.samples}: nothing to do; ask for some, for'
       ' eval.has_greedy or for eval.has_likelihood'
+    )
+
+
+def check_choices(
+  config: config_dict.ConfigDict, questions: list[Question]
+) -> None:
+  """Raises UserError where a question lacks the choices that are scored."""
+  if config.eval.has_likelihood and not all(q.choices for q in questions):
+    raise UserError(
+      'eval.has_likelihood = True, but not all questions have `choices`; set it'
+      ' to False, or name other data'
     )
 
 

@@ -1,8 +1,12 @@
-"""95% intervals and paired tests over questions, by resampling.
+"""95% intervals over questions and seeds, and paired tests.
 
-The bootstrap draws questions with replacement (percentile intervals; Efron and
-Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13) and so covers chance
-in which questions were asked and in their rollouts, not in training.
+Over training seeds, of which there are few: Student's t, for values that are
+normal. It covers chance in the weights, the order of the data and the rollouts.
+
+Over questions: the bootstrap, which draws them with replacement (percentile
+intervals; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13)
+and so covers chance in which questions were asked and in their rollouts, not in
+training.
 """
 
 import dataclasses
@@ -92,6 +96,20 @@ def resampled(
   return np.array(
     [statistic([x for i in draw for x in members[i]]) for draw in draws]
   )
+
+
+def seed_interval(values_S: np.ndarray) -> Interval | None:
+  """The mean over seeds and its t interval; None for one seed, which has none.
+
+  mean +- t(0.975; S - 1) s / sqrt(S), with s the sample's standard deviation.
+  """
+  values_S = np.asarray(values_S, np.float64)
+  mean, num = float(values_S.mean()), len(values_S)
+  if num < 2:
+    return None
+  error = values_S.std(ddof=1) / num**0.5
+  half = float(scipy.stats.t.ppf((1 + _LEVEL) / 2, num - 1) * error)
+  return Interval(mean, mean - half, mean + half)
 
 
 def interval_of(value: float, resampled_N: np.ndarray) -> Interval:

@@ -82,8 +82,10 @@ def begin_or_resume(
     hosts.say(f'resuming at step {start} of {parts.workdir}')
   else:
     _check_nothing_is_lost(config, parts.workdir)
-    began = time.monotonic()
-    counters = Counters(accuracy(parts, state, 'before'), seconds)
+    began, before = time.monotonic(), []
+    if config.eval.has_before_after:
+      before = accuracy(parts, state, 'before')
+    counters = Counters(before, seconds)
     counters.seconds['evaluation'] = time.monotonic() - began
   return state, counters, start
 

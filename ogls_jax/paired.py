@@ -25,7 +25,7 @@ def compare(
   Raises:
     UserError: one holds no results, or they are of other questions.
   """
-  claims = [_claim(path) for path in (folder, other)]
+  claims = [read_results(path) for path in (folder, other)]
   digests = [claim['questions_sha256'] for claim in claims]
   if digests[0] != digests[1]:
     raise UserError(
@@ -34,7 +34,7 @@ def compare(
       ' data'
     )
   shares = [
-    _shares(path, claim['config']['min_reward'])
+    shares_of(path, claim['config']['min_reward'])
     for path, claim in zip((folder, other), claims, strict=True)
   ]
   found = {}
@@ -54,7 +54,12 @@ def compare(
   return found
 
 
-def _claim(folder):
+def read_results(folder: pathlib.Path) -> dict:
+  """What results.json of an evaluation holds.
+
+  Raises:
+    UserError: there is none.
+  """
   claim = read_json(folder / 'results.json', flag=str(folder))
   if claim is None:
     raise UserError(
@@ -64,8 +69,10 @@ def _claim(folder):
   return claim
 
 
-def _shares(folder, min_reward) -> dict[str, dict[str, float]]:
-  """By kind and id: the share of correct rollouts."""
+def shares_of(
+  folder: pathlib.Path, min_reward: float
+) -> dict[str, dict[str, float]]:
+  """By kind and question's id: the share of correct rollouts."""
   rows_of = {}
   for row in kept_rows(folder / 'generations.jsonl', float('inf'), 'batch'):
     if row['kind'] in results.KINDS[:2]:

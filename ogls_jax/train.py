@@ -1,7 +1,7 @@
 """Trains a model: `python -m ogls_jax.train --config=FILE --workdir=FOLDER`.
 
 1. warm up by SFT (stage 1, if the config has one)
-2. evaluate on held-out questions
+2. evaluate on held-out questions, if the config asks for it
 3. loop: sample, grade, build hints, distill (stage 2)
 4. evaluate again and write summary.json
 
@@ -155,8 +155,9 @@ def train(
     if last < config.num_steps:
       hosts.say(f'stopped at step {last}; the same command continues')
       return {}
-    began = time.monotonic()
-    after = loop.accuracy(parts, state, 'after')
+    began, after = time.monotonic(), []
+    if config.eval.has_before_after:
+      after = loop.accuracy(parts, state, 'after')
     counters.seconds['evaluation'] += time.monotonic() - began
     return _write_summary(workdir, config, counters, after)
 

@@ -26,6 +26,7 @@ ORDER = """
   programs inspection health reporting saver profile loop cli train export
   report_data report
   results generations evaluate paired
+  spending variants comparison_plan comparison comparison_plots compare
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
   step_parts shapes compiled_sampling compiled suggest preflight
 """.split()  # noqa: SIM905 - the lines group what belongs together

@@ -35,6 +35,17 @@ def test_the_interval_is_about_two_standard_errors():
     intervals.mean_interval([])
 
 
+def test_the_interval_over_seeds_is_that_of_students_t():
+  # Mean 3, s^2 = (4 + 1 + 9) / 2 = 7, t(0.975; 2) = 4.30265 of any table.
+  found = intervals.seed_interval([1, 2, 6])
+  half = 4.30265 * (7 / 3) ** 0.5
+  np.testing.assert_allclose(
+    [found.mean, found.low, found.high], [3, 3 - half, 3 + half], rtol=1e-5
+  )
+  assert intervals.seed_interval([1]) is None
+  assert intervals.seed_interval([2, 2]) == intervals.Interval(2, 2, 2)
+
+
 def test_what_belongs_together_is_drawn_together():
   """Ten copies of each value say no more than one."""
   values = np.random.default_rng(2).normal(size=40)

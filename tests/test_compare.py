@@ -1,0 +1,448 @@
+"""The comparison command: what it trains, continues, measures and says."""
+
+import html.parser
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from ogls_jax import (
+  checkpoint,
+  compare,
+  comparison,
+  comparison_plan,
+  comparison_plots,
+  notice,
+  spending,
+  train,
+  variants,
+)
+from ogls_jax.errors import Preempted, UserError
+from ogls_jax.tasks.grading import Grader, Grades
+from tests.small import tree_max_difference
+from tests.test_train import final_state, read_rows, small_config
+
+METHODS = 'base,sft,opsd:distill.response_tokens=8'
+REFERENCE = 'opsd:distill.response_tokens=8'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def kept_programs(tmp_path_factory):
+  """Programs are the same for all seeds, and compiling them is most of it."""
+  names = (
+    'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+  )  # fmt: skip
+  earlier = {name: getattr(jax.config, name) for name in names}
+  folder = str(tmp_path_factory.mktemp('programs'))
+  for name, value in zip(names, (folder, 0.05), strict=True):
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in earlier.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def rewards(monkeypatch):
+  """A model this small answers nothing: a reward that depends on the text."""
+
+  def submit(_, texts, questions):
+    reward_R = [
+      float(zlib.crc32((text + q.id).encode()) % 3 > 0)
+      for text, q in zip(texts, questions, strict=True)
+    ]
+    none_R = np.zeros(len(texts), bool)
+    return lambda poll: Grades(np.array(reward_R, np.float32), none_R)
+
+  monkeypatch.setattr(Grader, 'submit', submit)
+
+
+def make_plan(out, methods=METHODS, seeds='1', budget='', **changes):
+  config = small_config(num_steps=3, **changes)
+  found = variants.parse_variants(methods, config)
+  return comparison_plan.Plan(
+    config=config, out=out, variants=found, seeds=variants.parse_seeds(seeds),
+    reference=variants.reference_of(found, REFERENCE), budget=budget,
+  )  # fmt: skip
+
+
+class StopAfter(notice.StopNotice):
+  """Asks for a stop once it has been asked so often."""
+
+  def __init__(self, num):
+    super().__init__()
+    self._num_left = num
+
+  def is_asked(self):
+    self._num_left -= 1
+    return self._num_left < 0
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+  """Two seeds, stopped within a run; what has been saved by then; and on."""
+  assert jax.device_count() == 8
+  with pytest.MonkeyPatch.context() as patch:
+    rewards.__wrapped__(patch)
+    plan = make_plan(tmp_path_factory.mktemp('compare') / 'two', seeds='2')
+    original, trained = train.train, []
+
+    def once(config, workdir, **kwargs):
+      trained.append(workdir.name)
+      stop = kwargs['notice']
+      if workdir.name == 'sft_0' and trained.count('sft_0') == 1:
+        stop = StopAfter(1)
+      return original(config, workdir, **kwargs | {'notice': stop})
+
+    patch.setattr(train, 'train', once)
+    with pytest.raises(Preempted):
+      compare.compare(plan)
+    assert not (plan.out / 'compare.json').exists()
+    assert final_state(plan.out / 'runs' / 'sft_0')['step'] == 2
+    content = compare.compare(plan)
+  return plan, content
+
+
+def test_a_stop_in_the_middle_changes_nothing_but_times(stopped, tmp_path):
+  _, resumed = stopped
+  whole = compare.compare(make_plan(tmp_path / 'one'))
+  for label, found in whole['variants'].items():
+    other = resumed['variants'][label]
+    for name in ('accuracy', 'difference'):
+      if name in found:
+        assert found[name]['by_seed'] == other[name]['by_seed'][:1]
+        assert found[name]['interval'] is None
+    for name in (
+      'updates', 'rollouts', 'training_tokens', 'response_tokens',
+      'truncated_fraction', 'repeated_fraction',
+    ):  # fmt: skip
+      assert (name in found) == (name in other)
+      if name in found:
+        assert found[name] == other[name][:1]
+  assert len(whole['variants']) == 3
+
+
+def test_all_start_from_the_same_weights_and_questions(stopped):
+  plan, _ = stopped
+  states = {}
+  for seed in plan.seeds:
+    folders = {
+      json.loads((plan.workdir(v, seed) / 'config.json').read_text())['warmup'][
+        'workdir'
+      ]
+      for v in plan.variants
+    }
+    assert folders == {str(plan.out / f'stage1_{seed}')}
+    assert not (plan.out / 'runs' / f'sft_{seed}' / 'warmup').exists()
+    path = plan.out / f'stage1_{seed}' / 'warmup' / '6' / 'state'
+    states[seed] = checkpoint.ocp.StandardCheckpointer().restore(
+      path.absolute()
+    )['params']
+  assert tree_max_difference(states[0], states[1]) > 0
+  asked = [
+    [
+      (row['id'], row['question'])
+      for row in read_rows(plan.evaluation(v, seed) / 'generations.jsonl')
+    ]
+    for v in plan.variants
+    for seed in plan.seeds
+  ]
+  assert len(asked) == 6 and all(rows == asked[0] for rows in asked)
+
+
+def test_figures_are_those_of_the_runs(stopped):
+  plan, content = stopped
+  assert json.loads((plan.out / 'compare.json').read_text()) == json.loads(
+    json.dumps(content)
+  ) | {'methods': METHODS.split(',')}
+  found = content['variants']
+  assert found['base']['accuracy']['by_seed'] != found['sft']['accuracy']
+  for v in plan.variants:
+    for s, seed in enumerate(plan.seeds):
+      rows = read_rows(plan.evaluation(v, seed) / 'generations.jsonl')
+      share = np.mean([row['reward'] for row in rows])
+      np.testing.assert_allclose(
+        found[v.label]['accuracy']['by_seed'][s], share
+      )
+  for label, num_rows in (('sft', 8), (REFERENCE, 16)):
+    variant = next(v for v in plan.variants if v.label == label)
+    rows = read_rows(plan.workdir(variant, 1) / 'metrics.jsonl')
+    tokens = sum(row['response_tokens_mean'] for row in rows) * num_rows
+    assert found[label]['training_tokens'][1] == round(tokens)
+    assert found[label]['updates'] == [3, 3]
+  assert found['sft']['rollouts'] == [0, 0]
+  assert found[REFERENCE]['rollouts'] == [48, 48]
+  ours, theirs = (
+    np.array(found[name]['accuracy']['by_seed']) for name in ('sft', REFERENCE)
+  )
+  assert found['sft']['difference']['by_seed'] == (ours - theirs).tolist()
+  assert 'difference' not in found[REFERENCE]
+  # Accuracy is measured once, by the comparison.
+  summary = plan.out / 'runs' / 'sft_0' / 'summary.json'
+  assert json.loads(summary.read_text())['eval_questions'] == 0
+
+
+def test_tables_curves_and_page(stopped):
+  plan, _ = stopped
+  text = (plan.out / 'compare.md').read_text()
+  for v in plan.variants:
+    assert text.count(f'| `{v.label}` |') == 2
+  png = (plan.out / 'compare.png').read_bytes()
+  assert png.startswith(b'\x89PNG') and len(png) > 20_000
+  page = (plan.out / 'compare.html').read_text()
+  parser, tags = html.parser.HTMLParser(), []
+  parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
+  parser.feed(page)
+  assert [tag for tag, _ in tags].count('table') == 2
+  links = [x.get('src') or x.get('href') for _, x in tags]
+  (image,) = [link for link in links if link]
+  assert image.startswith('data:image/png;base64,')
+
+
+def test_a_finished_comparison_trains_nothing(stopped, monkeypatch):
+  plan, content = stopped
+
+  def fail(*args, **kwargs):
+    raise AssertionError
+
+  monkeypatch.setattr(compare.train.loop, 'run_steps', fail)
+  monkeypatch.setattr(compare.evaluate, 'evaluate', fail)
+  again = compare.compare(plan)
+  assert again == content
+  with pytest.raises(UserError, match='learning_rate = 0.001 there, 0.5 here'):
+    compare.compare(make_plan(plan.out, optimizer__learning_rate=0.5))
+
+
+def test_a_budget_of_tokens_is_spent_and_no_more(tmp_path):
+  plan = make_plan(
+    tmp_path / 'budget', methods=f'sft,{REFERENCE}', budget='tokens'
+  )
+  content = compare.compare(plan)
+  budget = content['variants'][REFERENCE]['training_tokens'][0]
+  found = content['variants']['sft']
+  num, spent = found['updates'][0], found['training_tokens'][0]
+  assert abs(spent - budget) < spent / num
+  # Solutions: 8 a batch, 16 rollouts.
+  assert num > 3
+  assert not (plan.out / 'runs' / 'sft_0' / 'summary.json').exists()
+  # Stopped for its budget is finished.
+  assert compare.compare(plan) == content
+
+
+def figures(shares, seconds=(), tokens=(), num_rollouts=0):
+  return comparison.RunFigures(
+    shares=dict(zip('abcdefgh', shares, strict=False)),
+    response_tokens=4.0,
+    truncated_fraction=0.5,
+    repeated_fraction=0.25,
+    costs=spending.Costs(list(seconds), list(tokens)),
+    num_rollouts=num_rollouts,
+  )
+
+
+def test_differences_and_intervals_are_those_of_arithmetic():
+  runs = {
+    'base': [figures([0.0, 0.5]), figures([0.5, 0.5])],
+    'opsd': [
+      figures([0.0, 1.0], [9, 9, 2, 2, 4], [5] * 5, 10),
+      figures([0.5, 0.5], [9, 9, 4, 4, 4], [5] * 5, 10),
+    ],
+    'sft': [
+      figures([0.5, 1.0], [9, 9, 1, 1, 7], [7] * 5, 0),
+      figures([1.0, 1.0], [9, 9, 3, 3, 3], [7] * 5, 0),
+    ],
+  }
+  found = comparison.summarize(runs, 'opsd')
+  sft = found['sft']
+  assert sft['accuracy']['by_seed'] == [0.75, 1.0]
+  # By seed 0.25 and 0.5: mean 0.375, s / sqrt(2) = 0.125, t(0.975; 1) = 12.706.
+  assert sft['difference']['by_seed'] == [0.25, 0.5]
+  half = 12.7062 * 0.125
+  np.testing.assert_allclose(
+    sft['difference']['interval'], [0.375 - half, 0.375 + half], rtol=1e-5
+  )
+  # By question, means over seeds: 0.75 - 0.25 and 1 - 0.75. Of two questions a
+  # resample holds one twice with chance 1/4, so the interval is both.
+  pair = sft['difference_over_questions']
+  assert pair['difference'] == {'mean': 0.375, 'low': 0.25, 'high': 0.5}
+  # All four flips of signs: half of them are as far from 0.
+  assert pair['p_value'] == 0.5
+  # Medians 1 and 3 over 2 and 4.
+  assert sft['seconds_per_update'] == [1, 3]
+  assert sft['overhead'] == [0.5, 0.75]
+  assert (sft['seconds'], sft['training_tokens']) == ([27, 27], [35, 35])
+  assert found['opsd']['seconds_per_update'] == [2, 4]
+  assert 'difference' not in found['opsd'] and 'overhead' not in found['opsd']
+  assert 'updates' not in found['base']
+  assert found['base']['difference']['by_seed'] == [-0.25, 0.0]
+  _, (base, opsd, _) = comparison.accuracy_table(found, 'opsd')
+  assert base[:2] == ['base', '25.0% 50.0%']
+  assert opsd[3:] == ['', '', '']
+  _, (base, _, row) = comparison.cost_table(found, 'opsd')
+  assert base == ['base', *[''] * 6, '4.0', '50.0%', '25.0%']
+  assert row[:7] == ['sft', '5', '0', '35', '2', '27.0', '0.62x']
+
+
+def test_questions_are_paired_by_id():
+  one = comparison.RunFigures(
+    {'a': 1.0, 'b': 0.0}, 0, 0, 0, figures([]).costs, 0
+  )
+  two = comparison.RunFigures(
+    {'b': 0.0, 'a': 1.0}, 0, 0, 0, figures([]).costs, 0
+  )
+  found = comparison.summarize({'x': [one], 'opsd': [two]}, 'opsd')['x']
+  assert found['difference_over_questions']['p_value'] == 1.0
+  assert found['difference_over_questions']['difference']['high'] == 0.0
+
+
+def test_a_budget_is_reached_by_the_update_that_says_so():
+  costs = spending.Costs([50, 50, 1, 1, 3], [10, 20, 30, 20, 20])
+  # Five updates at a median of 1 s, without those that compile.
+  seconds = spending.Budget.of('seconds', costs, 1)
+  assert seconds.amount == 5
+  tokens = spending.Budget.of('tokens', costs, 1)
+  assert tokens.amount == 100
+
+  def last(budget, seconds, tokens):
+    for number in range(1, 100):
+      done = spending.Costs(seconds[: number - 1], tokens[: number - 1])
+      if budget.is_last(done):
+        return number
+    return None
+
+  # At 2 s each the third would reach 5, but only it tells what one costs.
+  assert last(seconds, [50, 50] + [2] * 50, [9] * 52) == 4
+  assert last(seconds, [50, 50] + [0.5] * 50, [9] * 52) == 10
+  assert last(seconds, [50, 50] + [1] * 50, [9] * 52) == 5
+  assert last(tokens, [1] * 60, [20] * 60) == 5
+  assert last(tokens, [1] * 60, [30] * 60) == 4
+  assert last(tokens, [1] * 60, [2] * 60) == 50
+  rows = [
+    {
+      'seconds_sampling': None, 'seconds_grading': None,
+      'seconds_hints': 1.0, 'seconds_distill': 0.5,
+      'response_tokens_mean': 2.25,
+    }
+  ]  # fmt: skip
+  assert spending.costs_of(rows, 8) == spending.Costs([1.5], [18])
+
+
+def test_curves_have_what_all_seeds_have():
+  def row(step, kl, accuracy=None):
+    return {'step': step, 'kl': kl, 'eval_accuracy': accuracy}
+
+  rows_S = [
+    [row(1, 1.0), row(2, None), row(3, 3.0, 0.5)],
+    [row(1, 2.0), row(2, 2.0), row(3, 5.0, 0.7), row(4, 9.0)],
+  ]
+  steps, values_SX = comparison_plots.curve(rows_S, 'kl')
+  assert (steps, values_SX.tolist()) == ([1, 3], [[1, 3], [2, 5]])
+  # Of the model before the update, the start and the end, of both.
+  args = rows_S[:1] * 2, [0.1, 0.2], [0.8, 0.9]
+  steps, values_SX = comparison_plots.accuracy_curve(*args)
+  assert steps == [0, 2, 3]
+  assert values_SX.tolist() == [[0.1, 0.5, 0.8], [0.2, 0.5, 0.9]]
+  nothing = [[row(1, None)]] * 2
+  assert comparison_plots.curve(nothing, 'kl') is None
+
+
+def test_what_a_page_shows_is_escaped():
+  label = '<b>&"|'
+  found = comparison.summarize({label: [figures([1], [1], [1])]}, label)
+  content = {
+    'variants': found, 'reference': label, 'seeds': [0], 'budget': '',
+    'config': {'x': '<script>'}, 'versions': {}, 'num_questions': 1,
+    'samples': 1,
+  }  # fmt: skip
+  page = comparison_plots.page(content, b'')
+  assert '<script' not in page and '<b>' not in page
+  assert '&lt;script&gt;' in page and '&lt;b&gt;' in page
+  assert '<b>&"\\|' in comparison.report(content)
+
+
+def test_methods_with_changes_and_seeds():
+  config = small_config()
+  text = (
+    'base,ogls_sd:steering.max_strength=1:hints.exclude_self=true,'
+    'kd:kd.teacher_path=hub:a/b,pos_only'
+  )
+  base, steered, kd, _ = found = variants.parse_variants(text, config)
+  assert [v.label for v in found] == text.split(',') and not base.is_trained
+  assert steered.changes == {
+    'method': 'ogls_sd', 'steering.max_strength': 1.0,
+    'hints.exclude_self': True,
+  }  # fmt: skip
+  assert kd.changes['kd.teacher_path'] == 'hub:a/b'
+  assert steered.folder == 'ogls_sd_steering.max_strength=1_' + (
+    'hints.exclude_self=true'
+  )
+  assert variants.parse_seeds('3') == [0, 1, 2]
+  assert variants.parse_seeds('4,') == [4]
+  assert variants.parse_seeds('0,3,5') == [0, 3, 5]
+  # opsd, or the first that is trained.
+  assert variants.reference_of(found, '') is steered
+  opsd = variants.parse_variants('sft,opsd', config)
+  assert variants.reference_of(opsd, '').label == 'opsd'
+  assert variants.reference_of(opsd, 'sft').label == 'sft'
+
+
+@pytest.mark.parametrize(
+  ('methods', 'match'),
+  [
+    ('base', 'trains nothing'),
+    ('opsd,dpo', "'dpo' is none of: base, ogls_sd"),
+    ('opsd:steering.max_strenght=1', 'did you mean steering.max_strength'),
+    ('opsd:hints.exclude_self=1.5', "'1.5' must be of type bool"),
+    ('opsd:num_steps=1.5', "num_steps = '1.5' must be of type int"),
+    ('opsd:data.seed=1', 'data.seed has to be the same for all'),
+    ('base:num_steps=3', 'takes no changes'),
+    ('opsd,opsd', "'opsd' after 'opsd'"),
+    ('opsd:num_steps=1:num_steps=2', 'num_steps twice'),
+  ],
+)
+def test_bad_methods_are_one_line(methods, match):
+  with pytest.raises(UserError, match=match) as error:
+    variants.parse_variants(methods, small_config())
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['', '0', '-1', '1.5', '0,x', '1,1', '9999'])
+def test_bad_seeds_are_one_line(text):
+  with pytest.raises(UserError, match=f'--seeds={text}'):
+    variants.parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'match'),
+  [
+    ({'budget': 'hours'}, '--budget=hours'),
+    ({'budget': 'tokens', 'optimizer__schedule': 'cosine'}, "'cosine' ends"),
+    (
+      {'budget': 'tokens', 'methods': f'sft:num_steps=9,{REFERENCE}'},
+      'leave its num_steps out',
+    ),
+    ({'eval__num_questions': 0}, 'eval.num_questions = 0 leaves nothing'),
+    ({'warmup__workdir': 'x'}, "warmup.workdir = 'x' must be empty"),
+    ({'methods': f'grpo:rollouts.group_size=1,{REFERENCE}'}, 'group_size = 1'),
+    ({'methods': f'sft:loss.block_tokens=0,{REFERENCE}'}, 'block_tokens = 0'),
+    ({'methods': f'kd,{REFERENCE}'}, 'kd.teacher_workdir'),
+    ({'eval__has_likelihood': True}, 'eval.has_likelihood'),
+  ],
+)  # fmt: skip
+def test_bad_input_is_one_line_before_anything_is_trained(
+  kwargs, match, tmp_path
+):
+  with pytest.raises(UserError, match=match):
+    compare.compare(make_plan(tmp_path / 'out', **kwargs))
+  assert not (tmp_path / 'out').exists()
+
+
+def test_an_unknown_reference_is_one_line():
+  found = variants.parse_variants('base,sft', small_config())
+  for label in ('opsd', 'base'):
+    with pytest.raises(UserError, match=f'--reference={label} is none'):
+      variants.reference_of(found, label)
