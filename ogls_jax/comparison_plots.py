@@ -26,7 +26,9 @@ _COLORS = (
 _LINES = ('-', '--', ':', '-.')
 CAPTION = (
   'Mean over seeds; the bands are from the lowest to the highest seed. Accuracy'
-  ' is at the start and the end, and every eval.every_steps updates between.'
+  ' is at the start, if base is compared, at the end, and in between as'
+  ' eval.every_steps says. Entropy, KL and clipping are of tokens that carry'
+  ' loss, which are others in each method; docs/metrics.md says what each is.'
 )
 _STYLE = """
 :root { color-scheme: light dark }
@@ -107,6 +109,7 @@ def draw(curves: dict[str, dict[str, Curve | None]]) -> bytes:
         linewidth=0,
       )  # fmt: skip
     axis.set(xlabel='updates', ylabel=text)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)
   by_label = {}
