@@ -27,8 +27,8 @@ _LINES = ('-', '--', ':', '-.')
 CAPTION = (
   'Mean over seeds; the bands are from the lowest to the highest seed. Accuracy'
   ' is at the start, if base is compared, at the end, and in between as'
-  ' eval.every_steps says. Entropy, KL and clipping are of tokens that carry loss,'
-  ' which are others in each method; docs/metrics.md says what each is.'
+  ' eval.every_steps says. Entropy, KL and clipping are of tokens that carry'
+  ' loss, which are others in each method; docs/metrics.md says what each is.'
 )
 _STYLE = """
 :root { color-scheme: light dark }
