@@ -1,5 +1,6 @@
 """The comparison command: what it trains, continues, measures and says."""
 
+import dataclasses
 import html.parser
 import json
 import zlib
@@ -231,6 +232,8 @@ def test_a_budget_of_tokens_is_spent_and_no_more(tmp_path):
   assert not (plan.out / 'runs' / 'sft_0' / 'summary.json').exists()
   # Stopped for its budget is finished.
   assert compare.compare(plan) == content
+  with pytest.raises(UserError, match="budget = 'tokens' there, 'seconds'"):
+    compare.compare(dataclasses.replace(plan, budget='seconds'))
 
 
 def figures(shares, seconds=(), tokens=(), num_rollouts=0):

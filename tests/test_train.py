@@ -426,14 +426,14 @@ def test_the_best_by_evaluation_is_kept_and_a_restart_changes_nothing(
     warmup__num_steps=0, method='sft', num_steps=5,
     eval__every_steps=1, checkpoint__keep=1, checkpoint__every_steps=5,
   )  # fmt: skip
-  original, shares = loop.evaluation.evaluate, iter([9, 1, 6, 3, 2, 1])
+  original, shares = loop.evaluation.accuracy, iter([9, 1, 6, 3, 2, 1])
 
   def evaluate(*args, **kwargs):
     shares_Q, num_timeouts = original(*args, **kwargs)
     return np.full_like(shares_Q, next(shares) / 10), num_timeouts
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.evaluation, 'evaluate', evaluate)
+    patch.setattr(loop.evaluation, 'accuracy', evaluate)
     train.train(config, tmp_path)
   rows = read_rows(tmp_path / 'metrics.jsonl')
   found = [row['eval_accuracy'] for row in rows]
