@@ -16,7 +16,8 @@ import time
 
 from absl import flags
 
-from ogls_jax import cli, inspection, metrics, train
+from ogls_jax import cli, inspection, train
+from ogls_jax.json_file import read_rows
 
 _NUM_LEFT_OUT = 2
 
@@ -39,7 +40,7 @@ def main():
     config.num_steps = flags.FLAGS.updates + _NUM_LEFT_OUT
     workdir = pathlib.Path(folder) / 'run'
     train.train(config, workdir)
-    rows = metrics.kept_rows(workdir / 'metrics.jsonl', config.num_steps)
+    rows = read_rows(workdir / 'metrics.jsonl')
     num_bytes = (workdir / 'inspect.jsonl').stat().st_size
   names = ('sampling', 'grading', 'hints', 'distill')
   first, rows = rows[0]['seconds_inspection'], rows[_NUM_LEFT_OUT:]

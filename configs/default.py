@@ -89,7 +89,8 @@ def get_config() -> config_dict.ConfigDict:
     symbolic_mib=2048,  # of address space, of each of two workers
   )
   config.eval = config_dict.create(
-    num_questions=0,  # held-out questions before and after; 0 for none
+    # Held-out questions before and after; 0 for none, in `evaluate` for all.
+    num_questions=0,
     has_before_after=True,  # False: held out all the same, but not asked then
     every_steps=0,  # and after every so many updates; 0: not in between
     samples=1,  # rollouts per question

@@ -13,9 +13,8 @@ from ml_collections import config_dict, config_flags
 
 from ogls_jax import hosts
 from ogls_jax.cache_dir import keep_programs
-from ogls_jax.errors import Preempted, UserError
+from ogls_jax.errors import USER_ERROR_CODE, Preempted, UserError
 
-USER_ERROR_CODE = 2
 PREEMPTED_CODE = 75  # EX_TEMPFAIL, of several hosts
 INTERRUPTED_CODE = 130  # as shells report SIGINT
 

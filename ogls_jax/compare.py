@@ -39,8 +39,13 @@ from ogls_jax import (
 )
 from ogls_jax.comparison_plan import Plan, check, claim_of
 from ogls_jax.errors import Preempted, UserError
-from ogls_jax.json_file import make_folder, read_json, replace_bytes, write_json
-from ogls_jax.metrics import kept_rows
+from ogls_jax.json_file import (
+  make_folder,
+  read_json,
+  read_rows,
+  replace_bytes,
+  write_json,
+)
 from ogls_jax.notice import StopNotice
 from ogls_jax.validate import is_sampled
 from ogls_jax.variants import Variant, config_of
@@ -143,7 +148,7 @@ def _spent_at(config, workdir, budget) -> int:
   """The update at which the run has been stopped for its budget, or 0."""
   step, is_last = _newest(config, workdir), False
   if hosts.is_first() and step:
-    rows = kept_rows(workdir / 'metrics.jsonl', step - 1)
+    rows = read_rows(workdir / 'metrics.jsonl', step - 1)
     is_last = budget.is_last(spending.costs_of(rows, budget.rows_per_update))
   return step * hosts.largest(int(is_last))[0]
 
@@ -192,7 +197,7 @@ def _figures(plan, variant, seed) -> comparison.RunFigures:
 def _rows(plan, variant, seed, step):
   """Lines of metrics.jsonl of a run, of all its updates."""
   path = plan.workdir(variant, seed) / 'metrics.jsonl'
-  rows = kept_rows(path, step)
+  rows = read_rows(path, step)
   if [row['step'] for row in rows] != list(range(1, step + 1)):
     raise UserError(
       f'{path} has lines of {len(rows)} updates, not once each of 1 to {step},'

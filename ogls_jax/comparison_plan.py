@@ -7,14 +7,14 @@ import pathlib
 import jax
 from ml_collections import config_dict
 
-from ogls_jax import build, evaluate, runs, spending, variants, warmup
+from ogls_jax import build, runs, spending, variants, warmup
 from ogls_jax.errors import UserError
 from ogls_jax.questions import digest_of, load_questions
-from ogls_jax.validate import (
+from ogls_jax.validate import is_sampled, validate, validate_evaluation
+from ogls_jax.validate_inputs import (
+  check_choices,
   check_questions,
   check_vocabulary,
-  is_sampled,
-  validate,
 )
 from ogls_jax.variants import Variant, config_of
 from ogls_jax.workdir import check_same
@@ -79,13 +79,13 @@ def check(plan: Plan) -> str:
   check_same(plan.out / 'comparison.json', claim_of(plan), flag=plan.flag)
   first = plan.config_of(plan.reference, plan.seeds[0])
   validate(first, jax.device_count())
-  evaluate.check(first)
+  validate_evaluation(first, jax.device_count())
   maker = build.load_maker(first)
   num_ids = maker.tokenizer.vocab_size
   settings = build.decoder_settings(first, num_ids)
   questions, held_out, _ = load_questions(first, maker)
   build.check_task(first, questions[0])
-  evaluate.check_choices(first, held_out)
+  check_choices(first, held_out)
   for seed in plan.seeds:
     for variant in plan.variants:
       run, workdir = plan.config_of(variant, seed), plan.workdir(variant, seed)

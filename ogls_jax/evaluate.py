@@ -12,6 +12,7 @@ The same command again continues with the first batch that is missing.
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -29,8 +30,8 @@ from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
 from ogls_jax.questions import digest_of, load_evaluated
 from ogls_jax.runs import load_run, read_run_config
-from ogls_jax.tasks.question import Question
-from ogls_jax.validate import check_vocabulary, validate
+from ogls_jax.validate import validate_evaluation
+from ogls_jax.validate_inputs import check_choices, check_vocabulary
 from ogls_jax.workdir import check_same, locked
 
 
@@ -59,7 +60,7 @@ def evaluate(
   """
   notice = notice or StopNotice()
   config = _with_model_of(config, workdir)
-  check(config)
+  validate_evaluation(config, jax.device_count())
   mesh, maker = make_mesh(dict(config.mesh)), build.load_maker(config)
   questions, num_skipped = load_evaluated(config, maker)
   build.check_task(config, questions[0])
@@ -99,48 +100,18 @@ def evaluate(
 
 def _with_model_of(config, workdir):
   """`config` with the model of the run in `workdir`, if there is one."""
-  config = config_dict.ConfigDict(json.loads(config.to_json()))
   if workdir:
     theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
-    for name in ('model', 'lora', 'warmup'):
-      config[name] = theirs[name]
+    config = copy.deepcopy(config)
+    with config.unlocked():
+      for name in ('model', 'lora', 'warmup'):
+        config[name] = theirs[name]
   elif not config.model.path:
     raise UserError(
       "model.path = '' must name a model, or --workdir= a run: a model with"
       ' random weights has nothing to evaluate'
     )
   return config
-
-
-def check(config: config_dict.ConfigDict) -> None:
-  """Raises UserError as `validate` does, of what an evaluation uses."""
-  used = config_dict.ConfigDict(json.loads(config.to_json()))
-  # Here 0 has a meaning of its own.
-  used.eval.num_questions = max(used.eval.num_questions, 1)
-  used.eval.samples = max(used.eval.samples, 1)
-  # Of training alone.
-  used.rollouts.batch_questions = jax.device_count()
-  used.warmup.num_steps, used.optimizer.num_microbatches = 0, 1
-  used.method = 'sft'
-  used.tail.weight = 0.0
-  validate(used, jax.device_count())
-  e = config.eval
-  if not (e.samples > 0 or e.has_greedy or e.has_likelihood):
-    raise UserError(
-      f'eval.samples = {e.samples}: nothing to do; ask for some, for'
-      ' eval.has_greedy or for eval.has_likelihood'
-    )
-
-
-def check_choices(
-  config: config_dict.ConfigDict, questions: list[Question]
-) -> None:
-  """Raises UserError where a question lacks the choices that are scored."""
-  if config.eval.has_likelihood and not all(q.choices for q in questions):
-    raise UserError(
-      'eval.has_likelihood = True, but not all questions have `choices`; set it'
-      ' to False, or name other data'
-    )
 
 
 def _load(config, mesh, maker, workdir, run_step):

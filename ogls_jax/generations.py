@@ -12,7 +12,8 @@ from ml_collections import config_dict
 from ogls_jax import build, evaluation, hosts, label_likelihood, results, step
 from ogls_jax.batches import TrainState
 from ogls_jax.errors import UserError
-from ogls_jax.metrics import Lines, Progress, kept_rows
+from ogls_jax.json_file import read_rows
+from ogls_jax.metrics import Lines, Progress
 from ogls_jax.notice import StopNotice
 from ogls_jax.programs import evaluation_options
 from ogls_jax.prompts import PromptMaker
@@ -97,7 +98,7 @@ def _batches(parts: Parts) -> list[_Batch]:
 
 def _num_whole(path: pathlib.Path, batches: list[_Batch]) -> int:
   """How many of the first batches are all there."""
-  rows = kept_rows(path, len(batches), 'batch')
+  rows = read_rows(path, len(batches), 'batch')
   num_rows = collections.Counter(row['batch'] for row in rows)
   for number, batch in enumerate(batches, start=1):
     if num_rows[number] != batch.num_rows:
@@ -170,7 +171,7 @@ def _rows_of(batch: evaluation.GradedBatch, kind: str) -> list[dict]:
       'question': question.question,
       'answer': question.answer,
       'response': response,
-      'reward': float(batch.reward_BG[b, g]),
+      'reward': round(float(batch.reward_BG[b, g]), 6),  # float32's digits
       'is_timeout': bool(batch.is_timeout_BG[b, g]),
       'response_tokens': int(batch.length_BG[b, g]),
       'is_truncated': bool(batch.is_truncated_BG[b, g]),

@@ -221,7 +221,7 @@ def largest(*sizes: int) -> tuple[int, ...]:
 
 
 def share_rows(values_RX: np.ndarray, mesh: Mesh) -> np.ndarray:
-  """All hosts' rows of float32 figures, in the order of the batch.
+  """All hosts' rows of figures of up to 32 bits, in the order of the batch.
 
   Of rows that several hosts hold, those of their owner. Every host has to call
   it, with its own rows.
@@ -231,7 +231,7 @@ def share_rows(values_RX: np.ndarray, mesh: Mesh) -> np.ndarray:
   first_S, is_here_S = _holders(mesh)
   per_shard = len(values_RX) // is_here_S.sum()
   everything = np.zeros(
-    (len(is_here_S), per_shard, *values_RX.shape[1:]), np.float32
+    (len(is_here_S), per_shard, *values_RX.shape[1:]), values_RX.dtype
   )
   everything[is_here_S] = values_RX.reshape(-1, *everything.shape[1:])
   found = _gather(everything)
@@ -245,15 +245,14 @@ def share_texts(texts: list[str], mesh: Mesh) -> list[str]:
     return texts
   rows = [text.encode('utf-8', 'surrogatepass') for text in texts]
   (width,) = largest(max(map(len, rows)))
-  bytes_RX = np.zeros((len(rows), width), np.float32)
+  bytes_RX = np.zeros((len(rows), width), np.uint8)
   for row, data in zip(bytes_RX, rows, strict=True):
     row[: len(data)] = np.frombuffer(data, np.uint8)
-  length_R1 = np.array([[len(data)] for data in rows], np.float32)
-  length_R1 = share_rows(length_R1, mesh).astype(int)
-  bytes_RX = share_rows(bytes_RX, mesh).astype(np.uint8)
+  length_R = share_rows(np.array([len(data) for data in rows], np.int32), mesh)
+  bytes_RX = share_rows(bytes_RX, mesh)
   return [
-    row[: int(length)].tobytes().decode('utf-8', 'surrogatepass')
-    for row, (length,) in zip(bytes_RX, length_R1, strict=True)
+    row[:length].tobytes().decode('utf-8', 'surrogatepass')
+    for row, length in zip(bytes_RX, length_R, strict=True)
   ]
 
 

@@ -28,7 +28,7 @@ from ogls_jax.loss_blocks import over_blocks
 from ogls_jax.mesh import replicate, shard
 from ogls_jax.models.transformer import Decoder, project
 from ogls_jax.numerics import log_probs, round_up
-from ogls_jax.step import Objective, teacher_of
+from ogls_jax.step import Objective, teacher_maker
 
 # The distributions of a token. X counts them, K the candidates of each.
 TEACHERS = ('anchor', 'positive', 'negative', 'steered')
@@ -85,15 +85,9 @@ def make_inspect_step(
     as the mesh has shards of them, or a multiple; they may repeat.
   """
 
+  teacher_of = teacher_maker(graphdef, teacher_graphdef, teacher_kind)
+
   def views_of(state, frozen, teacher_params, batch):
-    model = teacher_of(
-      state,
-      frozen,
-      teacher_params,
-      graphdef=graphdef,
-      teacher_graphdef=teacher_graphdef,
-      teacher_kind=teacher_kind,
-    )
     strength = steering.strength_at(
       state.step,
       max_strength=objective.max_strength,
@@ -101,7 +95,7 @@ def make_inspect_step(
     )
     views = token_views(
       nnx.merge(graphdef, state.params, frozen),
-      model,
+      teacher_of(state, frozen, teacher_params),
       batch,
       objective=objective,
       strength=strength,

@@ -1,7 +1,8 @@
-"""JSON objects in files: read, and written in one piece."""
+"""JSON objects in files: read, and written in one piece; one, or one a line."""
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 
@@ -48,7 +49,7 @@ def replace_bytes(file: pathlib.Path, content: bytes) -> None:
   Raises:
     OSError: it cannot be written.
   """
-  partial = file.with_suffix('.partial')
+  partial = file.with_name(f'{file.name}.partial')
   with partial.open('wb') as f:
     f.write(content)
     f.flush()
@@ -90,3 +91,50 @@ def make_folder(folder: pathlib.Path, *, flag: str) -> None:
     raise UserError(
       f'{flag}: {folder} cannot be made ({error.strerror})'
     ) from error
+
+
+def read_rows(
+  path: pathlib.Path, last_step: float = math.inf, key: str = 'step'
+) -> list[dict]:
+  """Rows of a file of JSON objects, those of steps up to `last_step`.
+
+  A last line that is not whole is left out: a crash has cut it, or it is being
+  written. Without the file there are no rows. Rows have their step under `key`.
+
+  Raises:
+    UserError: it cannot be read, or a line before the last is broken.
+  """
+  try:
+    data = path.read_bytes()
+  except FileNotFoundError:
+    return []
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be read ({error.strerror}); mend it, or move it away'
+    ) from error
+  kept = []
+  # Bytes, as text lines also end where JSON strings may hold U+2028. What
+  # follows the last newline was cut.
+  for number, line in enumerate(data.split(b'\n')[:-1], start=1):
+    try:
+      row = json.loads(line)
+      row_step = row[key]
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{path}:{number}: not a line of a run ({error}); mend it, or move the'
+        ' file away'
+      ) from error
+    if row_step <= last_step:
+      kept.append(row)
+  return kept
+
+
+def flat(tree: dict, prefix: str = '') -> dict:
+  """Values by dotted key, such as `loss.kl`."""
+  rows = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      rows |= flat(value, f'{prefix}{key}.')
+    else:
+      rows[prefix + key] = value
+  return rows

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
 
@@ -17,7 +16,7 @@ from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import Preempted, UserError
 from ogls_jax.inspection import Inspector
 from ogls_jax.intervals import mean_interval
-from ogls_jax.metrics import kept_rows
+from ogls_jax.json_file import read_rows
 from ogls_jax.notice import StopNotice
 from ogls_jax.profile import Profile
 from ogls_jax.programs import Programs
@@ -92,7 +91,7 @@ def begin_or_resume(
 
 def _check_nothing_is_lost(config, workdir):
   """UserError where a run has come past its first checkpoints, and has none."""
-  rows = kept_rows(workdir / 'metrics.jsonl', math.inf)
+  rows = read_rows(workdir / 'metrics.jsonl')
   last = max((row['step'] for row in rows), default=0)
   # Of the first, the save may not have ended.
   if last > 2 * config.checkpoint.every_steps:

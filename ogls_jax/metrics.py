@@ -15,7 +15,7 @@ from tensorboardX.proto import event_pb2
 
 from ogls_jax import hosts
 from ogls_jax.errors import UserError
-from ogls_jax.json_file import replace_bytes
+from ogls_jax.json_file import read_rows, replace_bytes
 
 
 class Lines:
@@ -31,7 +31,7 @@ class Lines:
       UserError: a line before the last is broken.
     """
     self._path, self._has_failed = path, False
-    self.rows = kept_rows(path, last_step, key)
+    self.rows = read_rows(path, last_step, key)
     try:
       replace_bytes(path, b''.join(map(_line, self.rows)))
     except OSError as error:
@@ -89,44 +89,11 @@ def _line(row: dict) -> bytes:
   return json.dumps(clean, ensure_ascii=False).encode() + b'\n'
 
 
-def kept_rows(
-  path: pathlib.Path, last_step: float, key: str = 'step'
-) -> list[dict]:
-  """Rows of steps up to `last_step`; without a last line cut by a crash.
-
-  Raises:
-    UserError: it cannot be read, or a line before the last is broken.
-  """
-  try:
-    data = path.read_bytes()
-  except FileNotFoundError:
-    return []
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be read ({error.strerror}); mend it, or move it away'
-    ) from error
-  kept = []
-  # Bytes, as text lines also end where JSON strings may hold U+2028. What
-  # follows the last newline was cut.
-  for number, line in enumerate(data.split(b'\n')[:-1], start=1):
-    try:
-      row = json.loads(line)
-      row_step = row[key]
-    except (ValueError, KeyError, TypeError) as error:
-      raise UserError(
-        f'{path}:{number}: not a line of a run ({error}); mend it, or move the'
-        ' file away'
-      ) from error
-    if row_step <= last_step:
-      kept.append(row)
-  return kept
-
-
 class Writer:
   """Writes one run's metrics and samples under its workdir; the first host."""
 
   def __init__(self, workdir: pathlib.Path, *, start_step: int):
-    self.rows: list[dict] = kept_rows(workdir / 'metrics.jsonl', start_step)
+    self.rows: list[dict] = read_rows(workdir / 'metrics.jsonl', start_step)
     self._files = {}
     if not hosts.is_first():
       return

@@ -13,8 +13,7 @@ from absl import flags
 from ogls_jax import cli, results
 from ogls_jax.errors import UserError
 from ogls_jax.intervals import Paired, paired
-from ogls_jax.json_file import read_json
-from ogls_jax.metrics import kept_rows
+from ogls_jax.json_file import read_json, read_rows
 
 
 def compare(
@@ -74,7 +73,7 @@ def shares_of(
 ) -> dict[str, dict[str, float]]:
   """By kind and question's id: the share of correct rollouts."""
   rows_of = {}
-  for row in kept_rows(folder / 'generations.jsonl', float('inf'), 'batch'):
+  for row in read_rows(folder / 'generations.jsonl', key='batch'):
     if row['kind'] in results.KINDS[:2]:
       by_id = rows_of.setdefault(row['kind'], {})
       by_id.setdefault(row['id'], []).append(row)

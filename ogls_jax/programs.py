@@ -23,7 +23,7 @@ class Programs:
   distill: Callable
   rollout: Callable
   evaluate: Callable
-  inspect: Callable | None = None
+  inspect: Callable | None
 
 
 def rollout_options(config: config_dict.ConfigDict) -> dict:
@@ -65,7 +65,15 @@ def make_programs(
     objective: as from `build.objective`.
     eos_ids: tokens that end a rollout.
   """
-  c = config
+  c, inspect = config, None
+  if c.log.inspect_every_steps and objective.is_distilled:
+    inspect = inspect_step.make_inspect_step(
+      student.graphdef,
+      teacher.graphdef,
+      objective=objective,
+      teacher_kind=c.teacher,
+      num_candidates=c.log.inspect_candidates,
+    )
   return Programs(
     distill=step.make_distill_step(
       student.graphdef,
@@ -87,15 +95,7 @@ def make_programs(
       eos_ids=eos_ids,
       **evaluation_options(c),
     ),
-    inspect=inspect_step.make_inspect_step(
-      student.graphdef,
-      teacher.graphdef,
-      objective=objective,
-      teacher_kind=c.teacher,
-      num_candidates=c.log.inspect_candidates,
-    )
-    if c.log.inspect_every_steps and objective.is_distilled
-    else None,
+    inspect=inspect,
   )
 
 

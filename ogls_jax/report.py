@@ -11,20 +11,18 @@ page's own.
 
 import argparse
 import base64
-import contextlib
 import gzip
 import hashlib
 import json
-import os
 import pathlib
 import sys
 
 import jinja2
 
-from ogls_jax.errors import UserError
+from ogls_jax.errors import USER_ERROR_CODE, UserError
+from ogls_jax.json_file import replace_bytes
 from ogls_jax.report_data import read_run
 
-USER_ERROR_CODE = 2
 MOST_BYTES = 5_000_000
 _FOLDER = pathlib.Path(__file__).parent / 'report_page'
 _SCRIPTS = ('text.js', 'charts.js', 'rollouts.js', 'main.js')
@@ -69,13 +67,9 @@ def write_report(workdir: pathlib.Path, out: pathlib.Path) -> None:
     UserError: there is no such run, or `out` cannot be written.
   """
   page = make_page(read_run(workdir, most_bytes=_MOST_ROLLOUT_BYTES)).encode()
-  partial = out.with_name(out.name + '.partial')
   try:
-    partial.write_bytes(page)
-    os.replace(partial, out)
+    replace_bytes(out, page)
   except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()
     raise UserError(
       f'--out={out} cannot be written ({error.strerror})'
     ) from error

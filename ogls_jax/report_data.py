@@ -7,7 +7,7 @@ import zlib
 
 from ogls_jax.errors import UserError
 from ogls_jax.health import Health
-from ogls_jax.json_file import read_json
+from ogls_jax.json_file import flat, read_json, read_rows
 
 MOST_POINTS = 500  # of a curve
 _MOST_WARNINGS = 200
@@ -33,9 +33,9 @@ def read_run(workdir: pathlib.Path, *, most_bytes: int) -> dict:
   config = read_json(workdir / 'config.json', flag=str(workdir))
   if config is None:
     raise UserError(f'{workdir} has no config.json; give the workdir of a run')
-  rows = _read_lines(workdir / 'metrics.jsonl')
-  inspected = _read_lines(workdir / 'inspect.jsonl')
-  samples = _read_lines(workdir / 'samples.jsonl')
+  rows = read_rows(workdir / 'metrics.jsonl')
+  inspected = read_rows(workdir / 'inspect.jsonl')
+  samples = read_rows(workdir / 'samples.jsonl')
   settings = _settings(config)
   warnings = _warnings(rows)
   run = {
@@ -66,39 +66,10 @@ def _finite(tree):
   return tree
 
 
-def _read_lines(path):
-  """Objects with a step; a last line that is being written is left out."""
-  try:
-    lines = path.read_bytes().split(b'\n')[:-1]
-  except FileNotFoundError:
-    return []
-  except OSError as error:
-    raise UserError(f'{path} cannot be read ({error.strerror})') from error
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      row = json.loads(line)
-      rows.append(row | {'step': int(row['step'])})
-    except (ValueError, KeyError, TypeError) as error:
-      raise UserError(
-        f'{path}:{number}: not a line of a run ({error}); mend it, or move the'
-        ' file away'
-      ) from error
-  return rows
-
-
 def _get(config, key):
   for part in key.split('.'):
     config = config.get(part) if isinstance(config, dict) else None
   return config
-
-
-def _flat(tree, prefix=''):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def _settings(config) -> list[dict]:
@@ -106,11 +77,11 @@ def _settings(config) -> list[dict]:
   try:
     from configs import default
   except ImportError:
-    return [{'key': key, 'value': value} for key, value in _flat(config)]
-  defaults = dict(_flat(json.loads(default.get_config().to_json())))
+    return [{'key': key, 'value': value} for key, value in flat(config).items()]
+  defaults = flat(json.loads(default.get_config().to_json()))
   return [
     {'key': key, 'value': value, 'default': defaults.get(key)}
-    for key, value in _flat(config)
+    for key, value in flat(config).items()
   ]
 
 

@@ -19,10 +19,9 @@ METRICS = (
   'correct_fraction', 'eval_accuracy', 'mixed_group_fraction',
   'steered_rollout_fraction', 'strength', 'response_tokens_mean',
   'truncated_fraction', 'repeated_fraction', 'hints_cut', 'grader_timeouts',
-  'rows_skipped',
-  'updates_skipped', 'warnings', 'grad_norm', 'learning_rate',
-  'seconds_sampling', 'seconds_grading', 'seconds_hints',
-  'seconds_inspection', 'seconds_distill', 'tokens_per_second',
+  'rows_skipped', 'updates_skipped', 'warnings', 'grad_norm', 'learning_rate',
+  'seconds_sampling', 'seconds_grading', 'seconds_hints', 'seconds_inspection',
+  'seconds_distill', 'tokens_per_second',
 )  # fmt: skip
 
 

@@ -193,20 +193,23 @@ def loss_sums(
   return sums
 
 
-def teacher_of(
-  state: TrainState,
-  frozen: Any,
-  teacher_params: Any,
-  *,
+def teacher_maker(
   graphdef: nnx.GraphDef,
   teacher_graphdef: nnx.GraphDef | None,
   teacher_kind: str,
-) -> Decoder:
-  """The model that teaches, as for `make_distill_step`; it has no gradient."""
-  if teacher_kind == 'base':
-    return nnx.merge(teacher_graphdef, *teacher_params)
-  own = state.ema_params if teacher_kind == 'ema' else state.params
-  return nnx.merge(graphdef, jax.lax.stop_gradient(own), frozen)
+) -> Callable[[TrainState, Any, Any], Decoder]:
+  """(state, frozen, teacher_params) -> the model that teaches.
+
+  Arguments are as for `make_distill_step`; the model has no gradient.
+  """
+
+  def teacher_of(state, frozen, teacher_params):
+    if teacher_kind == 'base':
+      return nnx.merge(teacher_graphdef, *teacher_params)
+    own = state.ema_params if teacher_kind == 'ema' else state.params
+    return nnx.merge(graphdef, jax.lax.stop_gradient(own), frozen)
+
+  return teacher_of
 
 
 def _split_batch(batch: LossBatch, num_microbatches: int) -> LossBatch:
@@ -253,6 +256,8 @@ def make_distill_step(
     `is_skipped` of the sums is 1 for the latter.
   """
 
+  teacher_of = teacher_maker(graphdef, teacher_graphdef, teacher_kind)
+
   def distill_step(
     state: TrainState, frozen: Any, teacher_params: Any, batch: LossBatch
   ) -> tuple[TrainState, dict[str, Metric]]:
@@ -267,14 +272,7 @@ def make_distill_step(
     def objective_of(params, microbatch):
       teacher_model = None
       if objective.has_teacher:
-        teacher_model = teacher_of(
-          state,
-          frozen,
-          teacher_params,
-          graphdef=graphdef,
-          teacher_graphdef=teacher_graphdef,
-          teacher_kind=teacher_kind,
-        )
+        teacher_model = teacher_of(state, frozen, teacher_params)
       sums = loss_sums(
         nnx.merge(graphdef, params, frozen),
         teacher_model,

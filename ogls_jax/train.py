@@ -29,10 +29,10 @@ from ogls_jax.notice import StopNotice
 from ogls_jax.programs import make_programs, round_rules
 from ogls_jax.questions import load_questions
 from ogls_jax.runs import load_kd_teacher
-from ogls_jax.validate import (
+from ogls_jax.validate import validate
+from ogls_jax.validate_inputs import (
   check_questions,
   check_vocabulary,
-  validate,
   warn_of_length,
 )
 from ogls_jax.workdir import check_same, locked

@@ -1,7 +1,6 @@
 """The only place that rejects a config, before anything compiles."""
 
 import dataclasses
-import logging
 import math
 import os
 
@@ -13,7 +12,6 @@ from ogls_jax.models import quantize
 from ogls_jax.models.transformer import ATTENTIONS, LORA_TARGETS, REMATS
 from ogls_jax.tasks import symbolic
 from ogls_jax.tasks.grading import OWN_TASK_SUFFIX, TASKS
-from ogls_jax.tasks.question import Question
 
 _CHOICES = {
   'method': step.METHODS,
@@ -87,7 +85,7 @@ _RANGES = [
   ('grading.symbolic_mib', 512, 2**20),
   ('eval.num_questions', 0, math.inf),
   ('eval.every_steps', 0, math.inf),
-  ('eval.samples', 1, math.inf),
+  ('eval.samples', 0, math.inf),
   ('eval.batch_questions', 1, math.inf),
   ('eval.temperature', 0, math.inf),
   ('eval.max_tokens', 0, math.inf),
@@ -128,36 +126,46 @@ def validate(config: config_dict.ConfigDict, num_devices: int) -> Sizes:
   Raises:
     UserError: names the key, its value and the way out.
   """
-  for key, choices in _CHOICES.items():
-    if get(config, key) not in choices:
-      raise UserError(
-        f'{key} = {get(config, key)!r} is none of:'
-        f' {", ".join(choice or repr(choice) for choice in choices)}'
-      )
-  for key, low, high in _RANGES:
-    value = get(config, key)
-    if not low <= value <= high or not math.isfinite(value):
-      bound = f'in [{low}, {high}]'
-      if high == math.inf:
-        bound = f'at least {low}, and finite'
-      raise UserError(f'{key} = {value} must be {bound}')
-  if 0 < config.eval.temperature < 1e-3:
-    raise UserError(
-      f'eval.temperature = {config.eval.temperature} must be 0 (greedy) or at'
-      ' least 0.001'
-    )
-  if config.grading.symbolic_seconds:
-    seconds = config.grading.symbolic_seconds
-    symbolic.check_installed(f'grading.symbolic_seconds = {seconds}')
-  _check_task(config.data.task)
-  _check_model(config)
+  _check_values(config)
   _check_method(config)
-  shape = mesh.mesh_shape(num_devices, dict(config.mesh))
-  _check_divides(config, rows=shape['data'] * shape['fsdp'])
+  c = config
+  if c.eval.num_questions and not c.eval.samples:
+    raise UserError(
+      f'eval.samples = 0 must be at least 1 for eval.num_questions ='
+      f' {c.eval.num_questions}'
+    )
+  rows = _num_row_shards(config, num_devices)
+  _check_divides(
+    config, 'rollouts.batch_questions', rows, c.optimizer.num_microbatches
+  )
+  if c.warmup.num_steps:
+    _check_divides(config, 'warmup.batch_questions', rows)
+  if c.eval.num_questions:
+    _check_divides(config, 'eval.batch_questions', rows)
   return Sizes(
     group_size=config.rollouts.group_size if is_sampled(config) else 1,
     is_sampled=is_sampled(config),
   )
+
+
+def validate_evaluation(
+  config: config_dict.ConfigDict, num_devices: int
+) -> None:
+  """Checks what `python -m ogls_jax.evaluate` uses; the same errors."""
+  _check_values(config)
+  e = config.eval
+  if not (e.samples or e.has_greedy or e.has_likelihood):
+    raise UserError(
+      'eval.samples = 0: nothing to do; ask for some, for eval.has_greedy or'
+      ' for eval.has_likelihood'
+    )
+  rows = _num_row_shards(config, num_devices)
+  _check_divides(config, 'eval.batch_questions', rows)
+
+
+def _num_row_shards(config, num_devices):
+  shape = mesh.mesh_shape(num_devices, dict(config.mesh))
+  return shape['data'] * shape['fsdp']
 
 
 def check_keys(config: config_dict.ConfigDict, *, flag: str) -> None:
@@ -182,6 +190,33 @@ def is_sampled(config: config_dict.ConfigDict) -> bool:
 def lora_targets(config: config_dict.ConfigDict) -> tuple[str, ...]:
   """The layers that carry adapters."""
   return tuple(name.strip() for name in config.lora.targets.split(','))
+
+
+def _check_values(config):
+  """Of single keys, and of the model."""
+  for key, choices in _CHOICES.items():
+    if get(config, key) not in choices:
+      raise UserError(
+        f'{key} = {get(config, key)!r} is none of:'
+        f' {", ".join(choice or repr(choice) for choice in choices)}'
+      )
+  for key, low, high in _RANGES:
+    value = get(config, key)
+    if not low <= value <= high or not math.isfinite(value):
+      bound = f'in [{low}, {high}]'
+      if high == math.inf:
+        bound = f'at least {low}, and finite'
+      raise UserError(f'{key} = {value} must be {bound}')
+  if 0 < config.eval.temperature < 1e-3:
+    raise UserError(
+      f'eval.temperature = {config.eval.temperature} must be 0 (greedy) or at'
+      ' least 0.001'
+    )
+  if config.grading.symbolic_seconds:
+    seconds = config.grading.symbolic_seconds
+    symbolic.check_installed(f'grading.symbolic_seconds = {seconds}')
+  _check_task(config.data.task)
+  _check_model(config)
 
 
 def _check_task(task):
@@ -275,135 +310,13 @@ def _check_method(config):
       )
 
 
-def _check_divides(config, *, rows):
-  for key, parts, is_used in [
-    ('rollouts.batch_questions', config.optimizer.num_microbatches, True),
-    ('warmup.batch_questions', 1, config.warmup.num_steps > 0),
-    ('eval.batch_questions', 1, config.eval.num_questions > 0),
-  ]:
-    value = get(config, key)
-    if is_used and value % (rows * parts):
-      text = f'mesh.data * mesh.fsdp = {rows}'
-      if parts > 1:
-        text += f' times optimizer.num_microbatches = {parts}'
-      unit = rows * parts
-      raise UserError(
-        f'{key} = {value} must be a multiple of {text}; try'
-        f' {key}={-(-value // unit) * unit}'
-      )
-
-
-def check_vocabulary(
-  config: config_dict.ConfigDict, *, num_ids: int, num_rows: int
-) -> None:
-  """Rejects a tokenizer, a top-k or candidates beyond the vocabulary.
-
-  Args:
-    config: as from configs/default.py.
-    num_ids: of the tokenizer; they are 0 to num_ids - 1, ends included.
-    num_rows: of the model's embedding. More than ids are usual: padding.
-  """
-  if num_ids > num_rows:
-    key = 'tokenizer_path' if config.model.tokenizer_path else 'path'
+def _check_divides(config, key, rows, parts=1):
+  value, unit = get(config, key), rows * parts
+  if value % unit:
+    text = f'mesh.data * mesh.fsdp = {rows}'
+    if parts > 1:
+      text += f' times optimizer.num_microbatches = {parts}'
     raise UserError(
-      f'model.{key} = {config.model[key]!r} holds a tokenizer of {num_ids} ids'
-      f' and the model has an embedding of {num_rows}; give the tokenizer that'
-      ' it was trained with in model.tokenizer_path'
-    )
-  if config.log.inspect_candidates > num_rows:
-    raise UserError(
-      f'log.inspect_candidates = {config.log.inspect_candidates} is more than'
-      f' the vocabulary of {num_rows}; lower it'
-    )
-  if config.rollouts.top_k > num_rows:
-    raise UserError(
-      f'rollouts.top_k = {config.rollouts.top_k} is more than the vocabulary of'
-      f' {num_rows}; 0 keeps all'
-    )
-
-
-def warn_of_length(config: config_dict.ConfigDict, context_tokens: int) -> None:
-  """Says which inputs may be longer than the model was made for.
-
-  Args:
-    config: as from configs/default.py.
-    context_tokens: of the model; 0 if not known.
-  """
-  student = {'prompt.max_tokens', 'rollouts.max_tokens'}
-  teacher = {
-    'prompt.max_tokens', 'hints.max_tokens', 'distill.response_tokens',
-  }  # fmt: skip
-  for keys in (student, teacher):
-    total = sum(get(config, key) for key in keys)
-    if context_tokens and total > context_tokens:
-      logging.getLogger(__name__).warning(
-        '%s = %d tokens may be more than the %d that the model was made for',
-        ' + '.join(sorted(keys)), total, context_tokens,
-      )  # fmt: skip
-
-
-def check_questions(
-  config: config_dict.ConfigDict,
-  questions: list[Question],
-  held_out: list[Question],
-  sizes: Sizes,
-) -> None:
-  """Rejects a task or method that these questions cannot serve.
-
-  Raises:
-    UserError: choices, solutions or mixed groups are needed and impossible.
-  """
-  if config.data.task == 'superglue':
-    for question in [*questions, *held_out]:
-      if not question.choices:
-        raise UserError(
-          f'row {question.id!r} has no `choices`, which data.task = superglue'
-          ' needs; add them or choose another task'
-        )
-  num_solved = sum(question.solution is not None for question in questions)
-  has_solutions = num_solved > 0 or config.hints.answer_as_solution
-  out = 'set hints.answer_as_solution=True, or use data with solutions'
-  if (config.method == 'opsd' or not sizes.is_sampled) and not has_solutions:
-    raise UserError(
-      f'method = {config.method!r} needs solutions and no row of the training'
-      f' data has one; {out}'
-    )
-  if (
-    not sizes.is_sampled
-    and num_solved < len(questions)
-    and not (config.hints.answer_as_solution)
-  ):
-    lacking = next(q.id for q in questions if q.solution is None)
-    raise UserError(
-      f'method = {config.method!r} trains on solutions and row {lacking!r} has'
-      f' none; {out}'
-    )
-  is_lonely = config.rollouts.group_size == 1 or (
-    config.rollouts.group_size == 2 and config.hints.exclude_self
-  )
-  if config.method == 'ogls_sd' and is_lonely:
-    if not has_solutions:
-      raise UserError(
-        f'rollouts.group_size = {config.rollouts.group_size} leaves a pool'
-        f' empty for every rollout of ogls_sd; raise it, or {out}'
-      )
-    if config.rollouts.group_size == 1 and config.hints.exclude_self:
-      raise UserError(
-        'rollouts.group_size = 1 with hints.exclude_self=True leaves P- empty'
-        ' for every rollout; raise rollouts.group_size'
-      )
-  if (
-    config.method in ('pos_mean', 'pos_only')
-    and config.rollouts.group_size == 1
-    and config.hints.exclude_self
-    and not has_solutions
-  ):
-    raise UserError(
-      'rollouts.group_size = 1 with hints.exclude_self=True leaves P+ empty for'
-      f' every rollout; raise rollouts.group_size, or {out}'
-    )
-  if config.method == 'grpo' and config.rollouts.group_size == 1:
-    raise UserError(
-      'rollouts.group_size = 1 gives grpo no group to compare with; use 2 or'
-      ' more'
+      f'{key} = {value} must be a multiple of {text}; try'
+      f' {key}={-(-value // unit) * unit}'
     )

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from ogls_jax import step
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import flat
 
 BASE = 'base'  # what all start from
 # What decides the start, the questions and how answers are judged.
@@ -85,7 +86,7 @@ def _parsed(label, config, flag):
 
 def _value(key, text, config, flag):
   """`text` as the type that the config has for `key`."""
-  known = _flat_keys(config)
+  known = flat(config.to_dict())
   if key not in known:
     near = difflib.get_close_matches(key, known, 1)
     hint = f'; did you mean {near[0]}?' if near else '; see configs/default.py'
@@ -104,16 +105,6 @@ def _value(key, text, config, flag):
     raise UserError(
       f'{flag}: {key} = {text!r} must be of type {kind.__name__}'
     ) from error
-
-
-def _flat_keys(tree, prefix=''):
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, config_dict.ConfigDict):
-      flat |= _flat_keys(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
 
 
 def parse_seeds(text: str) -> list[int]:

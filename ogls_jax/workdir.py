@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ogls_jax import hosts
 from ogls_jax.errors import UserError
-from ogls_jax.json_file import read_json
+from ogls_jax.json_file import flat, read_json
 
 _SHOWN = 3  # differences named in an error
 
@@ -26,7 +26,7 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
   found = read_json(path, flag=flag)
   if found is None:
     return False
-  old, new = _flat(found), _flat(values)
+  old, new = flat(found), flat(values)
   changed = [
     f'{key} = {old.get(key)!r} there, {new.get(key)!r} here'
     for key in sorted(old.keys() | new.keys())
@@ -82,13 +82,3 @@ def locked(
     except OSError:
       pass  # some file systems have no locks
     yield
-
-
-def _flat(tree: dict, prefix: str = '') -> dict:
-  rows = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      rows |= _flat(value, f'{prefix}{key}.')
-    else:
-      rows[prefix + key] = value
-  return rows

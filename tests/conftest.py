@@ -31,6 +31,18 @@ def maker():
   )
 
 
+@pytest.fixture(scope='session')
+def unevaluated(tmp_path_factory):
+  """The workdir of a short run that other runs share stage 1 with."""
+  from ogls_jax import train
+  from tests.small_run import small_config
+
+  workdir = tmp_path_factory.mktemp('run') / 'unevaluated'
+  config = small_config(eval__num_questions=0, method='opsd', num_steps=1)
+  train.train(config, workdir)
+  return workdir
+
+
 @pytest.fixture
 def cache_dir(tmp_path, monkeypatch):
   """Where this test's dequantized GGUF tensors go."""

@@ -8,7 +8,7 @@ from ogls_jax.batches import Rollouts, pad_rows
 from ogls_jax.mesh import AXES
 from ogls_jax.tasks.grading import Grader, Grades
 from ogls_jax.tasks.question import Question
-from tests.test_train import small_config
+from tests.small_run import small_config
 
 
 @pytest.fixture(scope='module')

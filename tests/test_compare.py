@@ -24,7 +24,7 @@ from ogls_jax import (
 from ogls_jax.errors import Preempted, UserError
 from ogls_jax.tasks.grading import Grader, Grades
 from tests.small import tree_max_difference
-from tests.test_train import final_state, read_rows, small_config
+from tests.small_run import final_state, read_rows, small_config
 
 METHODS = 'base,sft,opsd:distill.response_tokens=8'
 REFERENCE = 'opsd:distill.response_tokens=8'

@@ -10,11 +10,12 @@ import pytest
 from ogls_jax import evaluate, export, notice, paired, train
 from ogls_jax.errors import Preempted, UserError
 from ogls_jax.tasks.grading import Grader, Grades
-from tests.test_train import read_rows, small_config
+from tests.small_run import read_rows, small_config
+
+CHANGES = {'eval__num_questions': 20, 'hints__min_reward': 0.5}
 
 
-@pytest.fixture(autouse=True)
-def rewards(monkeypatch):
+def reward_texts(monkeypatch):
   """A model this small answers nothing: a reward that depends on the text."""
 
   def submit(_, texts, questions):
@@ -28,11 +29,16 @@ def rewards(monkeypatch):
   monkeypatch.setattr(Grader, 'submit', submit)
 
 
+@pytest.fixture(autouse=True)
+def rewards(monkeypatch):
+  reward_texts(monkeypatch)
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   assert jax.device_count() == 8
   with pytest.MonkeyPatch.context() as patch:
-    rewards.__wrapped__(patch)
+    reward_texts(patch)
     workdir = tmp_path_factory.mktemp('run') / 'run'
     config = small_config(
       method='sft', num_steps=2, eval__num_questions=20, hints__min_reward=0.5
@@ -43,14 +49,10 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(run, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    rewards.__wrapped__(patch)
+    reward_texts(patch)
     out = tmp_path_factory.mktemp('out') / 'whole'
-    config = small_config(**changes_of(run), eval__has_greedy=True)
+    config = small_config(**CHANGES, eval__has_greedy=True)
     return out, evaluate.evaluate(config, out, workdir=run[1])
-
-
-def changes_of(run):
-  return {'eval__num_questions': 20, 'hints__min_reward': 0.5}
 
 
 def test_it_says_what_training_said_of_the_same_model(run, tmp_path):
@@ -109,7 +111,7 @@ def test_it_continues_with_the_first_batch_that_is_missing(
     return original(self, texts, questions)
 
   monkeypatch.setattr(Grader, 'submit', submit)
-  config = small_config(**changes_of(run), eval__has_greedy=True)
+  config = small_config(**CHANGES, eval__has_greedy=True)
   found = evaluate.evaluate(config, out, workdir=run[1])
   assert found == whole[1]
   expected = (whole[0] / 'generations.jsonl').read_bytes()
@@ -119,7 +121,7 @@ def test_it_continues_with_the_first_batch_that_is_missing(
 
 
 def test_a_stop_keeps_whole_batches(run, whole, tmp_path, monkeypatch):
-  config = small_config(**changes_of(run), eval__has_greedy=True)
+  config = small_config(**CHANGES, eval__has_greedy=True)
   stop = notice.StopNotice()
   checks = []
 
@@ -141,7 +143,7 @@ def test_a_stop_keeps_whole_batches(run, whole, tmp_path, monkeypatch):
 def test_an_exported_folder_says_the_same(run, whole, tmp_path):
   export.export(run[1], tmp_path / 'merged', export_format='merged')
   config = small_config(
-    **changes_of(run), eval__has_greedy=True,
+    **CHANGES, eval__has_greedy=True,
     model__path=str(tmp_path / 'merged'), model__tokenizer_path='',
   )  # fmt: skip
   found = evaluate.evaluate(config, tmp_path / 'out')
@@ -158,7 +160,7 @@ def test_an_exported_folder_says_the_same(run, whole, tmp_path):
 
 
 def test_pairs_of_two_evaluations(run, whole, tmp_path):
-  config = small_config(**changes_of(run))
+  config = small_config(**CHANGES)
   other = evaluate.evaluate(config, tmp_path / 'b', workdir=run[1], run_step=0)
   found = paired.compare(whole[0], tmp_path / 'b')
   assert list(found) == ['accuracy']  # the other has no greedy rollouts
@@ -166,7 +168,7 @@ def test_pairs_of_two_evaluations(run, whole, tmp_path):
   assert ours == whole[1]['metrics']['avg@2']['mean']
   assert theirs == other['metrics']['avg@2']['mean']
   np.testing.assert_allclose(pair.difference.mean, ours - theirs)
-  config = small_config(**changes_of(run) | {'eval__num_questions': 10})
+  config = small_config(**CHANGES | {'eval__num_questions': 10})
   evaluate.evaluate(config, tmp_path / 'c', workdir=run[1])
   with pytest.raises(UserError, match='asked other questions'):
     paired.compare(whole[0], tmp_path / 'c')
@@ -175,7 +177,7 @@ def test_pairs_of_two_evaluations(run, whole, tmp_path):
 
 
 def test_bad_input_is_one_line(run, whole, tmp_path):
-  config = small_config(**changes_of(run))
+  config = small_config(**CHANGES)
   with pytest.raises(UserError, match="model.path = '' must name a model"):
     evaluate.evaluate(config, tmp_path)
   for changes, match in (
@@ -187,9 +189,9 @@ def test_bad_input_is_one_line(run, whole, tmp_path):
   ):
     with pytest.raises(UserError, match=match):
       evaluate.evaluate(
-        small_config(**changes_of(run) | changes), tmp_path, workdir=run[1]
+        small_config(**CHANGES | changes), tmp_path, workdir=run[1]
       )
   assert not list(tmp_path.iterdir())
-  config = small_config(**changes_of(run), seed=5)
+  config = small_config(**CHANGES, seed=5)
   with pytest.raises(UserError, match='seed = 0 there, 5 here'):
     evaluate.evaluate(config, whole[0], workdir=run[1])

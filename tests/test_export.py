@@ -19,8 +19,8 @@ from ogls_jax.errors import UserError
 from ogls_jax.mesh import single_device_mesh
 from ogls_jax.models import shards, weights
 from ogls_jax.tokenizer import load_tokenizer
+from tests.small_run import small_config
 from tests.test_families import CASES, SIZES, full_logits, make_reference
-from tests.test_train import small_config
 from tests.tokenizer_files import byte_level_gguf
 
 TOKENS = np.random.default_rng(0).integers(0, SIZES['vocab_size'], (1, 20))

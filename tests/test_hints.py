@@ -9,7 +9,7 @@ from ogls_jax.mesh import single_device_mesh
 from ogls_jax.questions import own_questions, uids_of
 from ogls_jax.step import Objective
 from ogls_jax.tasks.question import Question
-from tests.test_train import small_config
+from tests.small_run import small_config
 
 RULES = hints_lib.HintRules(
   exclude_self=False, max_per_pool=0, max_tokens=50, strip_thinking=False

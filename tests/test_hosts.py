@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from ogls_jax import cli, hosts, train
-from ogls_jax.errors import UserError
+from ogls_jax import cli, evaluate, hosts, train
+from ogls_jax.errors import USER_ERROR_CODE, UserError
 from tests.on_meshes import SHAPES
 from tests.small import tree_max_difference
-from tests.test_train import final_state, read_rows, small_config
+from tests.small_run import final_state, read_rows, small_config
 
 WAIT_SECONDS = 480
 
@@ -38,8 +38,8 @@ def launch(module, *arguments, num_devices=4):
   )  # fmt: skip
 
 
-def train_by_two(workdir, config, *flags, of_second=()):
-  """Two processes of 4 devices each that train `config`.
+def train_by_two(workdir, config, *flags, of_second=(), module='train'):
+  """Two processes of 4 devices each that train `config`, or another command.
 
   A flag in `of_second` counts, where it is given twice.
   """
@@ -50,7 +50,7 @@ def train_by_two(workdir, config, *flags, of_second=()):
   where = f'--coordinator=127.0.0.1:{free_port()}'
   return [
     launch(
-      'ogls_jax.train', '--config=configs/tiny.py', f'--workdir={workdir}',
+      f'ogls_jax.{module}', '--config=configs/tiny.py', f'--workdir={workdir}',
       where, '--num_processes=2', f'--process_id={n}', *overrides, *flags,
       *(of_second if n else ()),
     )
@@ -166,6 +166,16 @@ def test_a_run_survives_a_notice_and_a_death(tmp_path):
     assert row['divergence'] == pytest.approx(
       other['divergence'], rel=0.01, abs=1e-4
     )
+  # And evaluated by two as by one, with the texts of both.
+  folders = [tmp_path / name for name in ('by_one', 'by_two')]
+  evaluate.evaluate(config, folders[0], workdir=workdir)
+  for code, text in ends(
+    train_by_two(workdir, config, f'--out={folders[1]}', module='evaluate')
+  ):
+    assert code == 0, text[-2000:]
+  by_one, by_two = (read_rows(x / 'generations.jsonl') for x in folders)
+  assert by_one == by_two and len(by_one) == 18
+  assert len({row['response'] for row in by_one}) > 9
 
 
 def test_hosts_with_different_configs_stop(tmp_path):
@@ -173,7 +183,7 @@ def test_hosts_with_different_configs_stop(tmp_path):
     tmp_path, small_config(), of_second=['--config.num_steps=5']
   )
   for code, text in ends(pair):
-    assert code == cli.USER_ERROR_CODE
+    assert code == USER_ERROR_CODE
     assert 'different configs or flags' in text
   assert not (tmp_path / 'config.json').exists()
 
@@ -184,7 +194,7 @@ def test_a_workdir_that_is_not_shared_is_seen(tmp_path):
     of_second=[f'--workdir={tmp_path / "other"}'],
   )  # fmt: skip
   for code, text in ends(pair):
-    assert code == cli.USER_ERROR_CODE, text[-2000:]
+    assert code == USER_ERROR_CODE, text[-2000:]
     assert 'one folder that all hosts share' in text
 
 

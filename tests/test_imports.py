@@ -21,8 +21,8 @@ ORDER = """
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
   intervals scores
   step inspect_step
-  validate questions label_likelihood build repetition evaluation rounds
-  warmup runs
+  validate validate_inputs questions label_likelihood build repetition
+  evaluation rounds warmup runs
   programs inspection health reporting saver profile loop cli train export
   report_data report
   results generations evaluate paired

@@ -18,7 +18,7 @@ from tests.small import (
   make_decoder,
   naive_hidden,
 )
-from tests.test_train import read_rows, small_config
+from tests.small_run import read_rows, small_config
 
 NAMES = inspect_step.NAMES
 
@@ -277,19 +277,13 @@ def test_rollouts_of_mixed_groups_come_first_and_one_of_each_question():
   assert choose(samples[6:9], np.zeros(3, bool), group_size=3, num=4) == []
 
 
-@pytest.fixture(scope='module')
-def shared(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('run') / 'first'
-  config = small_config(eval__num_questions=0, method='opsd', num_steps=1)
-  train.train(config, workdir)
-  return workdir
-
-
-def inspected_config(shared, **changes):
+def inspected_config(unevaluated, **changes):
   return small_config(
     eval__num_questions=0,
-    warmup__workdir=str(shared),
-    kd__teacher_workdir=str(shared) if changes.get('method') == 'kd' else '',
+    warmup__workdir=str(unevaluated),
+    kd__teacher_workdir=str(unevaluated)
+    if changes.get('method') == 'kd'
+    else '',
     log__inspect_every_steps=2,
     log__inspect_rollouts=3,
     log__inspect_candidates=4,
@@ -327,8 +321,10 @@ COLUMNS = {
   ],
   ids=lambda changes: '-'.join(map(str, changes.values())),
 )
-def test_rows_of_every_method(shared, tmp_path, changes, every_other_is_right):
-  train.train(inspected_config(shared, num_steps=2, **changes), tmp_path)
+def test_rows_of_every_method(
+  unevaluated, tmp_path, changes, every_other_is_right
+):
+  train.train(inspected_config(unevaluated, num_steps=2, **changes), tmp_path)
   rows = read_rows(tmp_path / 'inspect.jsonl')
   assert [row['step'] for row in rows] == [1, 1, 1, 2, 2, 2]
   method = changes['method']
@@ -360,15 +356,19 @@ def test_rows_of_every_method(shared, tmp_path, changes, every_other_is_right):
   assert [x is not None for x in seconds] == [is_sampled] * 2
 
 
-def test_where_nothing_is_steered_there_is_nothing_to_see(shared, tmp_path):
-  train.train(inspected_config(shared, num_steps=1, method='sft'), tmp_path)
+def test_where_nothing_is_steered_there_is_nothing_to_see(
+  unevaluated, tmp_path
+):
+  train.train(
+    inspected_config(unevaluated, num_steps=1, method='sft'), tmp_path
+  )
   assert (tmp_path / 'inspect.jsonl').read_bytes() == b''
 
 
 def test_it_changes_nothing_of_the_run_and_goes_on_without_gap_or_repeat(
-  shared, tmp_path, every_other_is_right
+  unevaluated, tmp_path, every_other_is_right
 ):
-  config = inspected_config(shared, num_steps=4, checkpoint__every_steps=3)
+  config = inspected_config(unevaluated, num_steps=4, checkpoint__every_steps=3)
   train.train(config, tmp_path / 'whole')
   train.train(config, tmp_path / 'halves', stop_after_steps=3)
   # What was written of a step that was lost with the process.

@@ -7,7 +7,7 @@ from flax import nnx
 from ogls_jax import build
 from ogls_jax.mesh import make_mesh
 from tests.small import naive_hidden
-from tests.test_train import small_config
+from tests.small_run import small_config
 
 
 def make_models(**changes):

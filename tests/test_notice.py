@@ -13,7 +13,7 @@ from ogls_jax import notice, rollout, rounds, train
 from ogls_jax.errors import Preempted
 from ogls_jax.tasks import grading
 from tests.small import tree_max_difference
-from tests.test_train import final_state, read_rows, small_config
+from tests.small_run import final_state, read_rows, small_config
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 

@@ -15,7 +15,7 @@ from ogls_jax import validate as validate_lib
 from ogls_jax.errors import UserError
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
-from tests.test_train import read_rows, small_config
+from tests.small_run import read_rows, small_config
 
 QUESTION = Question(
   'q', 'How?', 'a', 's', ('a', 'b'), {'tests': [1, {'of': None}]}
@@ -41,7 +41,10 @@ def grade(tmp_path):
 
 
 def test_rewards_are_numbers_or_bools(grade):
-  program = 'def reward(text, question): return eval(text)'
+  program = (
+    'REWARDS = {"0.25": 0.25, "True": True, "0": 0, "1": 1, "False": False}\n'
+    'def reward(text, question): return REWARDS[text]'
+  )
   assert grade(program, '0.25', 'True', '0', '1', 'False')[0] == [
     0.25, 1, 0, 1, 0,
   ]  # fmt: skip

@@ -16,7 +16,7 @@ from ogls_jax.models.quantize import QTYPES, dequantize, quantize
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.validate import validate
 from tests.small import tree_max_difference
-from tests.test_train import final_state, small_config
+from tests.small_run import final_state, small_config
 
 SETTINGS = DecoderSettings(
   vocab_size=24,

@@ -8,8 +8,8 @@ import runpy
 import pytest
 
 from ogls_jax import train
+from tests.small_run import read_rows
 from tests.test_export import write_source
-from tests.test_train import read_rows
 
 DATA = pathlib.Path(os.environ.get('OGLS_DATA_DIR', '../shared/data'))
 # In the manner of Qwen3's: thinking is turned off by an empty block.

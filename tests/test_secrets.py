@@ -5,7 +5,7 @@ import io
 import logging
 
 from ogls_jax import train
-from tests.test_train import small_config
+from tests.small_run import small_config
 
 SECRETS = {
   'HF_TOKEN': 'hf_veryveryverysecret',

@@ -18,7 +18,7 @@ from ogls_jax import build, mesh
 from ogls_jax.errors import UserError
 from ogls_jax.models import splash
 from tests.small import SETTINGS, VOCAB, make_decoder
-from tests.test_train import small_config
+from tests.small_run import small_config
 
 # Heads of 8: interpreted, size is time.
 LONG = dataclasses.replace(SETTINGS, num_layers=1, head_size=8)

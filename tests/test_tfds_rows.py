@@ -5,7 +5,7 @@ import pytest
 
 from ogls_jax import build, data, questions, tfds_rows
 from ogls_jax.errors import UserError
-from tests.test_train import small_config
+from tests.small_run import small_config
 from tests.tfds_files import prepare_tfds
 
 

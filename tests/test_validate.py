@@ -4,6 +4,7 @@ import runpy
 import pytest
 
 from ogls_jax import validate as validate_lib
+from ogls_jax import validate_inputs
 from ogls_jax.errors import UserError
 from ogls_jax.tasks.question import Question
 
@@ -154,11 +155,11 @@ def test_methods_that_the_data_cannot_feed(changes, questions, text):
   config = tiny(**changes)
   sizes = validate_lib.validate(config, 1)
   with pytest.raises(UserError) as error:
-    validate_lib.check_questions(config, questions, [], sizes)
+    validate_inputs.check_questions(config, questions, [], sizes)
   assert text in str(error.value)
   config.hints.answer_as_solution = True
   if changes.get('method') in ('opsd', 'sft'):
-    validate_lib.check_questions(config, questions, [], sizes)
+    validate_inputs.check_questions(config, questions, [], sizes)
 
 
 def test_derived_sizes():
@@ -181,18 +182,18 @@ def test_a_stage_that_does_not_run_is_not_checked():
 @pytest.mark.parametrize('key', ['rollouts.top_k', 'log.inspect_candidates'])
 def test_more_tokens_than_the_vocabulary_has(key):
   config = tiny(**{key.replace('.', '__'): 108})
-  validate_lib.check_vocabulary(config, num_ids=107, num_rows=108)
+  validate_inputs.check_vocabulary(config, num_ids=107, num_rows=108)
   with pytest.raises(UserError, match=f'{key} = 108 is more than'):
-    validate_lib.check_vocabulary(config, num_ids=107, num_rows=107)
+    validate_inputs.check_vocabulary(config, num_ids=107, num_rows=107)
 
 
 @pytest.mark.parametrize('key', ['model.path', 'model.tokenizer_path'])
 def test_a_tokenizer_beyond_the_embedding(key):
   config = tiny(model__path='', model__tokenizer_path='')
   config.update_from_flattened_dict({key: 'some/file'})
-  validate_lib.check_vocabulary(config, num_ids=107, num_rows=107)
+  validate_inputs.check_vocabulary(config, num_ids=107, num_rows=107)
   with pytest.raises(UserError, match=f"{key} = 'some/file'.*108.*107"):
-    validate_lib.check_vocabulary(config, num_ids=108, num_rows=107)
+    validate_inputs.check_vocabulary(config, num_ids=108, num_rows=107)
 
 
 def test_a_misspelt_key_in_a_config_file_is_an_error():
@@ -206,12 +207,12 @@ def test_inputs_longer_than_the_model_was_made_for_are_named(caplog):
     distill__response_tokens=5,
   )  # fmt: skip
   for context_tokens in (0, 45):
-    validate_lib.warn_of_length(config, context_tokens)
+    validate_inputs.warn_of_length(config, context_tokens)
   assert not caplog.text
-  validate_lib.warn_of_length(config, 44)
+  validate_inputs.warn_of_length(config, 44)
   assert caplog.messages == [
     'distill.response_tokens + hints.max_tokens + prompt.max_tokens = 45 tokens'
     ' may be more than the 44 that the model was made for'
   ]
-  validate_lib.warn_of_length(config, 29)
+  validate_inputs.warn_of_length(config, 29)
   assert 'prompt.max_tokens + rollouts.max_tokens = 30' in caplog.text

@@ -4,7 +4,7 @@ import pytest
 from ogls_jax import checkpoint, train
 from ogls_jax.tasks import arithmetic, math
 from ogls_jax.warmup import make_warmup_batch
-from tests.test_train import small_config
+from tests.small_run import small_config
 
 
 def make(maker, seed=0, **rates):

@@ -10,7 +10,7 @@ import pytest
 from ogls_jax import train
 from ogls_jax.errors import UserError
 from ogls_jax.workdir import locked
-from tests.test_train import read_rows, small_config
+from tests.small_run import read_rows, small_config
 
 HOLD = """
 import pathlib, sys, time

@@ -39,21 +39,6 @@ def is_correct(reward_R: np.ndarray, min_reward: float) -> np.ndarray:
   return np.float32(reward_R) >= np.float32(min_reward)
 
 
-def check_answers(
-  texts: Sequence[str], questions: Sequence[Question], *, task: str
-) -> np.ndarray:
-  """Returns is_correct_R, bool: texts[r] answers questions[r].
-
-  In this process and without symbolic equality.
-  """
-  if task not in REWARDS:
-    raise errors.UserError(
-      f'data.task = {task!r} is unknown; use one of {", ".join(REWARDS)}'
-    )
-  pairs = zip(texts, questions, strict=True)
-  return np.array([REWARDS[task](*pair) == 1 for pair in pairs], dtype=bool)
-
-
 class Grader:
   """Grades in worker processes, while the caller goes on.
 
