@@ -1,7 +1,6 @@
 """The evaluation command: what it asks, keeps, continues and says."""
 
 import json
-import zlib
 
 import jax
 import numpy as np
@@ -9,24 +8,10 @@ import pytest
 
 from ogls_jax import evaluate, export, notice, paired, train
 from ogls_jax.errors import Preempted, UserError
-from ogls_jax.tasks.grading import Grader, Grades
-from tests.small_run import read_rows, small_config
+from ogls_jax.tasks.grading import Grader
+from tests.small_run import read_rows, reward_texts, small_config
 
 CHANGES = {'eval__num_questions': 20, 'hints__min_reward': 0.5}
-
-
-def reward_texts(monkeypatch):
-  """A model this small answers nothing: a reward that depends on the text."""
-
-  def submit(_, texts, questions):
-    reward_R = [
-      zlib.crc32((text + q.id).encode()) % 3 / 2
-      for text, q in zip(texts, questions, strict=True)
-    ]
-    none_R = np.zeros(len(texts), bool)
-    return lambda poll: Grades(np.array(reward_R, np.float32), none_R)
-
-  monkeypatch.setattr(Grader, 'submit', submit)
 
 
 @pytest.fixture(autouse=True)
