@@ -164,7 +164,7 @@ def test_a_plain_comparison_has_a_limit_too(make):
 
 def test_a_worker_that_does_not_read_is_replaced(make):
   """Its pipe is full long before the request is sent."""
-  before, grader = workers(), make(plain_seconds=1.0)
+  before, grader = workers(), make(seconds=1.0)
   assert grade(grader, '1', '1', reference='1')[0] == [True, True]
   for worker in workers() - before:
     worker.suspend()

@@ -5,7 +5,7 @@ Nothing in a response is ever evaluated, and the work is linear in its length.
 
 import re
 
-_BRACES = re.compile(r'\\boxed\s*\{|\\[{}]|[{}]')
+_BRACES = re.compile(r'\\boxed\s*\{|\\\\|\\[{}]|[{}]')
 
 _TEXT = r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox)\s*'
 TEXT_GROUP = re.compile(_TEXT + r'\{([^{}]*)\}')
@@ -38,10 +38,31 @@ _SHORT = """
   egg ant bee bus car cat dog cow pig hen toy hat fan can of by
 """.split()  # noqa: SIM905 - reads as a table
 
+# Unicode for what LaTeX has commands for, or what nobody sees.
+_CHARACTERS = str.maketrans(
+  {
+    '\u2212': '-', '\u2013': '-', 'π': r'\pi ', '∞': r'\infty ', '±': r'\pm ',
+    '×': r'\times ', '÷': r'\div ', '·': r'\cdot ', '≤': r'\le ', '≥': r'\ge ',
+    '∪': r'\cup ', '∩': r'\cap ', '²': '^2', '³': '^3', '½': r'\frac{1}{2}',
+    '¼': r'\frac{1}{4}', '¾': r'\frac{3}{4}',
+  }
+  # The wide forms of Chinese and Japanese texts.
+  | {chr(ord(sign) + 0xFEE0): sign for sign in '0123456789.,+-/='}
+  # Joiners and marks of direction.
+  | dict.fromkeys(
+    '\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u202a\u202b\u202c\u202d'
+    '\u202e\u2066\u2067\u2068\u2069'
+  )
+)  # fmt: skip
+_IN_MATH = re.compile(r'\\\((.*)\\\)|\\\[(.*)\\\]', re.DOTALL)
+
 _REWRITES = [
   (re.compile(pattern), replacement)
   for pattern, replacement in (
-    ('\u2212', '-'),
+    (r'√ ?([0-9]+(?![0-9.]))', r'\\sqrt{\1}'),
+    (r'\\(?:displaystyle|textstyle|qquad|quad)(?![A-Za-z])', ' '),
+    (r'\\[dt]binom(?![A-Za-z])', r'\\binom'),
+    (r'\\([lg])eq(?:slant)?(?![A-Za-z])', r'\\\1e'),
     # `1\,2` is not 12, but `1\,200` is 1200.
     (r'(?<=[0-9])\\[,!;:](?=[0-9])(?![0-9]{3}(?![0-9]))', ' '),
     # Thin spaces; not after a backslash, where `\\` ends a row.
@@ -123,10 +144,16 @@ def extract_boxed(text: str) -> str | None:
 
 def clean(answer: str) -> str:
   """One spelling of spaces, fractions, degrees and currency; `%` stays."""
+  answer = answer.translate(_CHARACTERS).strip()
+  if match := _IN_MATH.fullmatch(answer):
+    answer = match[1] or match[2] or ''
   answer = _CURRENCY.sub('', _PERCENT.sub('%', answer))
   for pattern, replacement in _REWRITES:
     answer = pattern.sub(replacement, answer)
-  return ' '.join(answer.split()).rstrip('., ')
+  answer = ' '.join(answer.split()).rstrip('., ')
+  while answer.endswith(r'\\'):  # the end of a line
+    answer = answer[:-2].rstrip('., ')
+  return answer
 
 
 def strip_spaces(answer: str) -> str:

@@ -121,6 +121,8 @@ def is_equal(answer: str, reference: str) -> bool:
   ]
   if not all(parsed):
     return False
-  return bool(
-    math_verify.verify(*parsed, timeout_seconds=None, raise_on_error=True)
+  # Of an interval and an inequality it knows only one order.
+  return any(
+    math_verify.verify(*pair, timeout_seconds=None, raise_on_error=True)
+    for pair in (parsed, parsed[::-1])
   )
