@@ -10,7 +10,7 @@ training.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.stats
@@ -73,29 +73,22 @@ def mean_interval(values_Q: np.ndarray) -> Interval:
   return Interval(mean, float(low), float(high))
 
 
-def resampled(
-  statistic: Callable[[list], float],
-  values: Sequence,
-  groups: Sequence,
-  *,
-  seed: int,
-) -> np.ndarray:
-  """A figure that is no mean, such as F1, of `NUM_RESAMPLES` draws.
+def draw_places(groups: Sequence, *, seed: int) -> Iterator[list[int]]:
+  """Places of questions, `NUM_RESAMPLES` times, some more than once.
+
+  For figures that are no means, such as F1.
 
   Args:
-    statistic: of some of `values`, and of some more than once.
-    values: one for each question.
-    groups: of each; what shares one, such as a text, is drawn together.
+    groups: of each question; what shares one, such as a text, is drawn
+      together.
     seed: of the draws.
   """
-  members = {}
-  for value, group in zip(values, groups, strict=True):
-    members.setdefault(group, []).append(value)
-  members, rng = list(members.values()), np.random.default_rng(seed)
-  draws = rng.integers(0, len(members), (NUM_RESAMPLES, len(members)))
-  return np.array(
-    [statistic([x for i in draw for x in members[i]]) for draw in draws]
-  )
+  places = {}
+  for place, group in enumerate(groups):
+    places.setdefault(group, []).append(place)
+  places, rng = list(places.values()), np.random.default_rng(seed)
+  for draw in rng.integers(0, len(places), (NUM_RESAMPLES, len(places))):
+    yield [place for i in draw for place in places[i]]
 
 
 def seed_interval(values_S: np.ndarray) -> Interval | None:
@@ -112,7 +105,7 @@ def seed_interval(values_S: np.ndarray) -> Interval | None:
   return Interval(mean, mean - half, mean + half)
 
 
-def interval_of(value: float, resampled_N: np.ndarray) -> Interval:
+def interval_of(value: float, resampled_N: Sequence[float]) -> Interval:
   """The interval of a figure from its values for draws."""
   levels = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
   low, high = np.quantile(resampled_N, levels)

@@ -2,17 +2,16 @@
 
 import collections
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ogls_jax import scores
 from ogls_jax.intervals import (
-  NUM_RESAMPLES,
   Interval,
+  draw_places,
   interval_of,
   mean_interval,
-  resampled,
 )
 from ogls_jax.label_likelihood import ChoiceScores
 from ogls_jax.tasks import superglue, superglue_metrics
@@ -121,42 +120,52 @@ def _of_likelihoods(questions, rows_Q):
 
 def _superglue(questions, rows_QG, prefix) -> dict[str, Interval]:
   """Each task's metrics, means over the rollouts, and the average."""
-  tasks = collections.defaultdict(list)
-  for question, rows in zip(questions, rows_QG, strict=True):
-    if question.choices and (task := superglue.task_of(question)):
-      choices = [superglue.choice_of(row['response'], question) for row in rows]
-      tasks[task].append((question, choices))
-  found, means = {}, []
-  for task, pairs_QG in sorted(tasks.items()):
-    metrics = {
-      name: _with_draws(metric, pairs_QG, seed=zlib.crc32(task.encode()))
-      for name, metric in superglue_metrics.METRICS[task].items()
-    }
-    for name, (value, resampled_N) in metrics.items():
-      found[f'{prefix}{task}/{name}'] = interval_of(value, resampled_N)
-    values, draws = zip(*metrics.values(), strict=True)
-    means.append((np.mean(values), np.mean(draws, 0)))
-  if len(means) > 1:
-    value = np.mean([value for value, _ in means])
-    resampled_N = np.mean([draws for _, draws in means], 0)
-    name = f'{prefix}average of {len(means)} tasks'
-    found[name] = interval_of(value, resampled_N)
-  return found
+  pairs_G = []
+  for rows_Q in zip(*rows_QG, strict=True):
+    known = [
+      (question, row['response'])
+      for question, row in zip(questions, rows_Q, strict=True)
+      if question.choices and superglue.task_of(question)
+    ]
+    pairs_G.append(superglue_metrics.pairs_of(known))
+  tasks = sorted(pairs_G[0])
+  if not tasks:
+    return {}
+  draws = [
+    draw_places(
+      # The answers to the questions on one text are drawn together.
+      [q.fields.get('paragraph_idx', q.id) for q, _ in pairs_G[0][task]],
+      seed=zlib.crc32(task.encode()),
+    )
+    for task in tasks
+  ]
+  resampled = [
+    _mean_scores(
+      [
+        {
+          task: [pairs[task][place] for place in places]
+          for task, places in zip(tasks, draw, strict=True)
+        }
+        for pairs in pairs_G
+      ]
+    )
+    for draw in zip(*draws, strict=True)
+  ]
+  values = _mean_scores(pairs_G)
+  if len(tasks) == 1:
+    del values['average']
+  return {
+    prefix + name: interval_of(value, [each[name] for each in resampled])
+    for name, value in values.items()
+  }
 
 
-def _with_draws(metric, pairs_QG, *, seed) -> tuple[float, np.ndarray]:
-  # The answers to the questions on one text are drawn together.
-  groups = [q.fields.get('paragraph_idx', q.id) for q, _ in pairs_QG]
-  values, draws = [], np.zeros(NUM_RESAMPLES)
-  for pairs in _of_each_rollout(pairs_QG):
-    values.append(metric(pairs))
-    draws += resampled(metric, pairs, groups, seed=seed)
-  return float(np.mean(values)), draws / len(values)
-
-
-def _of_each_rollout(pairs_QG) -> Iterator[list]:
-  for g in range(len(pairs_QG[0][1])):
-    yield [(question, choices[g]) for question, choices in pairs_QG]
+def _mean_scores(pairs_G) -> dict[str, float]:
+  scores_G = [superglue_metrics.score(pairs) for pairs in pairs_G]
+  return {
+    name: float(np.mean([each[name] for each in scores_G]))
+    for name in scores_G[0]
+  }
 
 
 def table(found: dict[str, Interval]) -> str:

@@ -54,10 +54,10 @@ def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
   found = results.summarize(questions, rows, 1.0)
   expected = [
     superglue_metrics.score(
-      [
+      superglue_metrics.pairs_of(
         (question, rows[2 * q + sample]['response'])
         for q, question in enumerate(questions)
-      ]
+      )
     )
     for sample in range(2)
   ]
@@ -66,7 +66,7 @@ def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
     np.testing.assert_allclose(found[name].mean, value, atol=1e-12)
     assert found[name].low < value < found[name].high
   average = np.mean([each['average'] for each in expected])
-  np.testing.assert_allclose(found['average of 2 tasks'].mean, average)
+  np.testing.assert_allclose(found['average'].mean, average)
   # Six answers to each text: fewer draws than answers, a wider interval.
   width = found['multirc/f1a'].high - found['multirc/f1a'].low
   assert 0.1 < width < 0.5

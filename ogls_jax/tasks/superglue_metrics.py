@@ -8,7 +8,7 @@ alarm of none, as it claims nothing.
 import collections
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ogls_jax.tasks import superglue
 from ogls_jax.tasks.question import Question
@@ -20,42 +20,35 @@ _ARTICLES = re.compile(r'\b(a|an|the)\b')
 Pair = tuple[Question, str | None]
 
 
-def score(rows: Iterable[tuple[Question, str]]) -> dict[str, float]:
-  """Metrics of each task there is, and their average.
+def pairs_of(
+  rows: Iterable[tuple[Question, str]],
+) -> dict[str | None, list[Pair]]:
+  """By task (`superglue.task_of`): questions and the choices that were made.
 
   Args:
-    rows: questions, each once, and the response to it: text of any kind, or
-      one of the choices, as by label likelihood.
+    rows: questions, and the response to each: text of any kind, or one of the
+      choices, as by label likelihood.
+  """
+  pairs = {}
+  for question, text in rows:
+    pair = question, superglue.choice_of(text, question)
+    pairs.setdefault(superglue.task_of(question), []).append(pair)
+  return pairs
+
+
+def score(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float]:
+  """Metrics of each task of `pairs`, and their average.
 
   Returns:
     `<task>/<metric>` for each; `average` over tasks, of which those with two
-    metrics count their mean; `num_tasks` of the eight that the average is of.
-    Questions of no known task (`superglue.task_of`) have `accuracy` alone and
-    are not in the average.
-
-  Raises:
-    ValueError: a question comes twice.
+    metrics count their mean.
   """
-  pairs = collections.defaultdict(list)
-  seen = set()
-  for question, text in rows:
-    if question.id in seen:
-      raise ValueError(f'question {question.id!r} comes twice')
-    seen.add(question.id)
-    choice = superglue.choice_of(text, question)
-    pairs[superglue.task_of(question)].append((question, choice))
   values, means = {}, []
-  for task in sorted(pairs, key=str):
-    if task is None:
-      values['accuracy'] = accuracy(pairs[task])
-      continue
+  for task in sorted(pairs):
     metrics = {name: of(pairs[task]) for name, of in METRICS[task].items()}
     values |= {f'{task}/{name}': value for name, value in metrics.items()}
     means.append(sum(metrics.values()) / len(metrics))
-  if means:
-    values['average'] = sum(means) / len(means)
-    values['num_tasks'] = float(len(means))
-  return values
+  return values | {'average': sum(means) / len(means)}
 
 
 def accuracy(pairs: Sequence[Pair]) -> float:
