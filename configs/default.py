@@ -17,14 +17,15 @@ def get_config() -> config_dict.ConfigDict:
   config.num_steps = 100
   # Who is steered: base (the starting weights), ema or live (the student).
   config.teacher = 'base'
-  config.ema_decay = 0.999
+  config.ema_decay = 0.999  # of teacher = ema, per update
 
   config.data = _data()
   config.prompt = _prompt()
   config.model = _model()
-  # rank 0 trains all weights. Targets: q, k, v, o, gate, up, down.
   config.lora = config_dict.create(
-    rank=64, alpha=128.0, targets='q,k,v,o,gate,up,down'
+    rank=64,  # 0 trains all weights
+    alpha=128.0,  # adapters count alpha / rank times
+    targets='q,k,v,o,gate,up,down',  # layers with adapters
   )
   config.rollouts = config_dict.create(
     batch_questions=32,  # B
@@ -43,8 +44,10 @@ def get_config() -> config_dict.ConfigDict:
     strip_thinking=False,  # drop <think> blocks from hints
     answer_as_solution=False,  # rows without `solution`: \boxed{answer}
   )
-  # lambda after a linear ramp over the first ramp_steps updates.
-  config.steering = config_dict.create(max_strength=3.0, ramp_steps=20)
+  config.steering = config_dict.create(
+    max_strength=3.0,  # lambda after the ramp
+    ramp_steps=20,  # updates of its linear ramp
+  )
   # Only the first response_tokens of a rollout carry a distillation loss.
   config.distill = config_dict.create(response_tokens=1024)
   config.loss = config_dict.create(
@@ -57,20 +60,27 @@ def get_config() -> config_dict.ConfigDict:
     merge_eos=False,  # one stopping action for all end-of-sequence ids
   )
   # Negative log-likelihood of the last tokens of correct rollouts.
-  config.tail = config_dict.create(weight=0.0, tokens=64)
+  config.tail = config_dict.create(
+    weight=0.0,  # of it in the loss
+    tokens=64,  # how many, end-of-sequence included
+  )
   config.kd = config_dict.create(
     teacher_workdir='',  # a finished run whose weights teach
     teacher_path='',  # or a model that does; like model.path
     source='rollouts',  # rollouts, or solutions of the dataset (offline)
   )
-  config.grpo = config_dict.create(clip_low=0.2, clip_high=0.2, kl_weight=0.0)
+  config.grpo = config_dict.create(
+    clip_low=0.2,  # ratios count from 1 - clip_low
+    clip_high=0.2,  # to 1 + clip_high
+    kl_weight=0.0,  # of the KL to base
+  )
   config.optimizer = config_dict.create(
-    learning_rate=5e-6,
+    learning_rate=5e-6,  # of AdamW, after warmup_steps
     schedule='constant',  # constant, linear or cosine
-    warmup_steps=0,
-    b1=0.9,
-    b2=0.999,
-    weight_decay=0.0,
+    warmup_steps=0,  # updates of a linear rise
+    b1=0.9,  # decay of the mean of gradients
+    b2=0.999,  # and of their squares
+    weight_decay=0.0,  # decoupled, times the learning rate
     max_grad_norm=0.1,  # 0 turns clipping off
     # Of a run: updates whose loss or gradient is not finite are skipped, up to
     # so many; then the run stops.
@@ -94,15 +104,15 @@ def get_config() -> config_dict.ConfigDict:
     has_before_after=True,  # False: held out all the same, but not asked then
     every_steps=0,  # and after every so many updates; 0: not in between
     samples=1,  # rollouts per question
-    batch_questions=32,
-    temperature=1.0,
+    batch_questions=32,  # sampled at a time
+    temperature=1.0,  # of sampling; 0 is greedy
     max_tokens=0,  # length of its rollouts; 0: rollouts.max_tokens
     # Of `python -m ogls_jax.evaluate` alone:
     has_greedy=False,  # one more rollout of each question, the most likely
-    has_likelihood=False,  # and the most likely of its choices
+    has_likelihood=False,  # the most likely of a question's choices
   )
   config.checkpoint = config_dict.create(
-    every_steps=25,
+    every_steps=25,  # updates between saves
     keep=2,  # the newest so many, and the best by evaluation
     verify=True,  # compare restored arrays with their checksums
   )
@@ -110,20 +120,24 @@ def get_config() -> config_dict.ConfigDict:
     # Whether a run ends once its loss, reward, entropy, response length or
     # repeated text has been out of its usual band for patience_steps updates.
     on_collapse=False,
-    patience_steps=10,
+    patience_steps=10,  # updates
   )
   config.log = config_dict.create(
-    samples_every_steps=10,  # 0 for none
-    samples_rollouts=8,
+    samples_every_steps=10,  # updates between them; 0 for none
+    samples_rollouts=8,  # of an update, in samples.jsonl
     # For `python -m ogls_jax.report`: token by token what student and teacher
     # made of a few rollouts, before an update. 0 for none; never for sft and
     # grpo, which have no steered teacher.
     inspect_every_steps=0,
-    inspect_rollouts=4,
+    inspect_rollouts=4,  # of an update, in inspect.jsonl
     inspect_candidates=5,  # likeliest tokens of each distribution
   )
   # One may be -1: all devices that the others leave.
-  config.mesh = config_dict.create(data=-1, fsdp=1, model=1)
+  config.mesh = config_dict.create(
+    data=-1,  # copies of the model; rows are shared out
+    fsdp=1,  # rows are, and weights
+    model=1,  # layers are
+  )
   # So that a config that misspells a key is an error, not a new key.
   return config.lock()
 
@@ -135,26 +149,29 @@ def _data() -> config_dict.ConfigDict:
     task='math',
     path='',  # .jsonl or .jsonl.gz; `data:x` is x under $OGLS_DATA_DIR
     eval_path='',  # empty: a share of `path`, chosen by each row's id
-    eval_fraction=0.2,
+    eval_fraction=0.2,  # of the rows, held out
     tfds_name='',  # a TFDS name instead of `path`, in array_record format
-    tfds_split='train',
+    tfds_split='train',  # trained on
     tfds_eval_split='',  # empty: a share of tfds_split, as for eval_path
-    tfds_dir='',
+    tfds_dir='',  # where it was prepared; empty: TFDS's own default
     on_bad_row='error',  # error, or skip (counted in the metrics)
     seed=0,  # of generation and the split by id; order: this and config.seed
     num_questions=20_000,  # generated for training (task arithmetic)
-    arithmetic=config_dict.create(num_terms=4, max_number=99),
+    arithmetic=config_dict.create(
+      num_terms=4,  # of a sum
+      max_number=99,  # the largest term
+    ),
   )
 
 
 def _prompt() -> config_dict.ConfigDict:
   return config_dict.create(
     student_template='student',  # a packaged name, or the path of a file
-    teacher_template='teacher',
+    teacher_template='teacher',  # the same, with a hint
     # Whether the chat template asks for thinking first; the teacher's key is
     # also for its prompt without a hint. False needs a template that can.
     student_thinking=True,
-    teacher_thinking=True,
+    teacher_thinking=True,  # the same, of the teacher
     max_tokens=1024,  # of a student prompt; longer ones are an error
     bucket_tokens=64,  # prompts and contexts are padded to a multiple
   )
@@ -174,25 +191,25 @@ def _model() -> config_dict.ConfigDict:
     attention='auto',  # splash (a TPU kernel) or plain; auto: by the device
     # Sizes of a model that starts from random weights (path empty).
     width=128,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=4,
-    mlp_size=384,
+    num_layers=4,  # blocks
+    num_heads=4,  # of attention, dividing width
+    num_kv_heads=4,  # of keys and values, dividing num_heads
+    mlp_size=384,  # inner width
   )
 
 
 def _warmup() -> config_dict.ConfigDict:
   # Stage 1: SFT on worked solutions before `method` starts. 0 steps for none.
   return config_dict.create(
-    num_steps=0,
+    num_steps=0,  # updates
     workdir='',  # another run whose stage 1 to share; empty: this run's
-    batch_questions=16,
-    learning_rate=1.2e-3,
+    batch_questions=16,  # of an update
+    learning_rate=1.2e-3,  # at its peak, early; then a cosine to 0
     slip_rate=0.2,  # share of wrong steps in the worked solutions
     # Share of batches shown after hints, so that the teacher learns to read
-    # them, and the share of those hints that are wrong (task arithmetic).
+    # them (task arithmetic).
     hint_fraction=0.45,
-    wrong_hint_fraction=0.5,
+    wrong_hint_fraction=0.5,  # share of those hints that are wrong
     # Share of steps that leave the hint; these carry no loss.
     hinted_slip_rate=0.3,
   )

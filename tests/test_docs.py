@@ -2,10 +2,12 @@
 
 import pathlib
 import re
+import runpy
 
 import pytest
 
 from configs import default
+from ogls_jax.json_file import flat
 
 TEXTS = [
   pathlib.Path('README.md'),
@@ -50,3 +52,13 @@ def test_readme_has_the_two_commands_that_check_runs():
   assert main in check
   assert 'pip install -q -r requirements-test.txt' in check
   assert '\npython -m pytest -n 2 --dist loadfile\n' in check
+
+
+def test_the_page_of_keys_is_that_of_the_defaults():
+  make_page = runpy.run_path('docs/make_configs.py')['make_page']
+  page = pathlib.Path('docs/configs.md').read_text(encoding='utf-8')
+  assert page == make_page(), 'run python docs/make_configs.py'
+  keys = flat(default.get_config().to_dict())
+  assert sorted(re.findall(r'(?m)^\| `([\w.]+)` \|', page)) == sorted(keys)
+  unexplained = re.findall(r'(?m)^\| `([\w.]+)` \| .* \| +\|$', page)
+  assert unexplained == []
