@@ -131,6 +131,7 @@ def get_config() -> config_dict.ConfigDict:
     inspect_every_steps=0,
     inspect_rollouts=4,  # of an update, in inspect.jsonl
     inspect_candidates=5,  # likeliest tokens of each distribution
+    wandb_project='',  # of Weights & Biases, if installed; empty: none
   )
   # One may be -1: all devices that the others leave.
   config.mesh = config_dict.create(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from ogls_jax import build, evaluation, hosts, rounds
+from ogls_jax import build, evaluation, hosts, rounds, wandb_log
 from ogls_jax.batches import PromptBatch, TrainState
 from ogls_jax.checkpoint import Checkpointer
 from ogls_jax.errors import Preempted, UserError
@@ -161,6 +161,11 @@ def run_steps(
   """
   config = parts.config
   with contextlib.ExitStack() as stack:
+    log_also = stack.enter_context(
+      wandb_log.logged(
+        config.log.wandb_project, parts.workdir, config.to_dict()
+      )
+    )
     reporter = closed_after(
       stack,
       Reporter(
@@ -169,6 +174,7 @@ def run_steps(
         start=numbers.start - 1,
         num_skipped=parts.num_skipped,
         updates_skipped=counters.updates_skipped,
+        log_also=log_also,
       ),
     )
     saver = Saver(config, counters, checkpointer, reporter)

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 from ml_collections import config_dict
@@ -36,6 +37,7 @@ class Reporter:
     start: int,
     num_skipped: int,
     updates_skipped: float,
+    log_also: Callable[[int, dict], None],
   ):
     """Goes on after update `start`.
 
@@ -45,8 +47,10 @@ class Reporter:
       start: the update.
       num_skipped: rows of the data that are out.
       updates_skipped: those of a non-finite loss or gradient so far.
+      log_also: gets the number of each update and its metrics.
     """
     self._config, self._num_skipped = config, num_skipped
+    self._log_also = log_also
     self._writer = metrics.Writer(workdir, start_step=start)
     rows = self._writer.rows
     self._health, self._workdir = Health(rows), workdir
@@ -111,6 +115,7 @@ class Reporter:
     values['warnings'] = float(sum(num > 0 for num in outside.values()))
     row = {name: values.get(name, float('nan')) for name in METRICS}
     self._writer.metrics(number, row)
+    self._log_also(number, row)
     for text in warnings:
       hosts.say(f'warning: step {number}: {text}')
     self._stop_if_broken(number, values)

@@ -1,6 +1,7 @@
 """The only place that rejects a config, before anything compiles."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 
@@ -215,6 +216,11 @@ def _check_values(config):
   if config.grading.symbolic_seconds:
     seconds = config.grading.symbolic_seconds
     symbolic.check_installed(f'grading.symbolic_seconds = {seconds}')
+  if config.log.wandb_project and importlib.util.find_spec('wandb') is None:
+    raise UserError(
+      f'log.wandb_project = {config.log.wandb_project!r} needs W&B: pip install'
+      " wandb, or set it to ''"
+    )
   _check_task(config.data.task)
   _check_model(config)
 

@@ -23,8 +23,8 @@ ORDER = """
   step inspect_step
   validate validate_inputs questions label_likelihood build repetition
   evaluation rounds warmup runs
-  programs inspection health reporting saver profile loop cli train export
-  report_data report
+  programs inspection health wandb_log reporting saver profile loop cli train
+  export report_data report
   results generations evaluate paired
   spending variants comparison_plan comparison comparison_plots compare
   hlo hlo_flops hlo_bytes hlo_loops collectives program_cost chips
