@@ -50,11 +50,16 @@ def replace_bytes(file: pathlib.Path, content: bytes) -> None:
     OSError: it cannot be written.
   """
   partial = file.with_name(f'{file.name}.partial')
-  with partial.open('wb') as f:
-    f.write(content)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(partial, file)
+  try:
+    with partial.open('wb') as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(partial, file)
+  except OSError:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+    raise
   # The new name, too; not every file system can be asked for that.
   with contextlib.suppress(OSError):
     folder = os.open(file.parent, os.O_RDONLY)

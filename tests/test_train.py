@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,6 @@ from ogls_jax import (
   build,
   mesh,
   metrics,
-  programs,
   reporting,
   runs,
   train,
@@ -142,10 +142,10 @@ def test_the_device_does_not_wait_for_metrics(
 
   def make(*args, **kwargs):
     made = original(*args, **kwargs)
-    return programs.Programs(
-      watched(made.distill, 'distill'),
-      watched(made.rollout, 'sample'),
-      made.evaluate,
+    return dataclasses.replace(
+      made,
+      distill=watched(made.distill, 'distill'),
+      rollout=watched(made.rollout, 'sample'),
     )
 
   monkeypatch.setattr(train, 'make_programs', make)
