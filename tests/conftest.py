@@ -1,5 +1,8 @@
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 # Tests compile much and run little. Set before JAX starts its backend.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -9,6 +12,15 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_llvm_disable_expensive_passes=true',
   ]
 )
+
+# The same small programs are compiled in many files and commands: once is
+# enough. Processes started from here take the folder over.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  atexit.register(
+    shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True
+  )
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
