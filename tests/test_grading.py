@@ -314,6 +314,14 @@ def test_superglue_rows_can_be_answered():
     ('\\\\', '0'), ('\\(\\)', '0'), ('5\u202e1', '5'),
     ('\\$5', '5\\text{ cents}'), ('5 cents', '$5'), ('\\$1', '1 cent'),
     ('90^\\circ', '90 \\text{ radians}'), ('90\u00b0', '90 rad'),
+    ('5 abc', '5'), ('5abcd', '5'), ('5 dozen', '5'), ('5 is wrong', '5'),
+    ('5 hundredths', '5'), ('3 apples', '3\\text{ pears}'),
+    ('5 km', '5 meters'),
+    ('5 cm^3', '5 cm^2'), ('1 00', '100'), ('1 2000', '12000'),
+    ('12 34', '1234'), ('60^\\circ 120^\\circ', '60120'), ('2 and 3', '23'),
+    ('2 and 3', '5'), ('1 and 1/2', '1.5'), ('x and y', 'xy'),
+    ('\\begin{vmatrix}1&2\\\\3&4\\end{vmatrix}',
+     '\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}'),
   ],
 )  # fmt: skip
 def test_what_changes_a_number_is_no_unit(answer, reference):
@@ -335,6 +343,13 @@ def test_what_changes_a_number_is_no_unit(answer, reference):
     ('5 \\quad', '5'), ('5\\\\', '5'), ('\\(5\\)', '5'), ('\\[x\\]', 'x'),
     ('\\dbinom{5}{2}', '\\binom{5}{2}'), ('x \\geqslant 2', 'x \\ge 2'),
     ('90^\\circ', '90 \\text{ degrees}'), ('5 cents', '5'), ('50\\%', '50'),
+    ('50 percent', '50\\%'), ('50 percent', '0.5'), ('3 apples', '3'),
+    ('1,200 apples', '1200'), ('5 cm^3', '5'), ('5 cm^3', '5\\text{ cm}^3'),
+    ('5 km', '5 kilometers'), ('5\\text{ ft}', '5 feet'),
+    ('9 \\text{ s}', '9 \\text{ seconds}'), ('12 000', '12000'),
+    ('1 234 567.5', '1234567.5'), ('2 and 3', '2, 3'),
+    ('2, 3, and 4', '2, 3, 4'), ('\\frac12 or -3', '-3, 0.5'),
+    ('\\begin{bmatrix}1&2\\end{bmatrix}', '\\begin{pmatrix}1&2\\end{pmatrix}'),
   ],
 )  # fmt: skip
 def test_units_that_may_be_left_out(answer, reference):

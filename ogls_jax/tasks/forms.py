@@ -16,7 +16,7 @@ Two answers of forms known here are equal or not; of others nothing is said.
 import re
 from typing import Any, NamedTuple
 
-from ogls_jax.tasks import expressions, latex, values
+from ogls_jax.tasks import expressions, latex, units, values
 from ogls_jax.tasks.values import Unsupported
 
 _MAX_ITEMS = 32
@@ -24,6 +24,7 @@ _MAX_DEPTH = 4
 
 _SEPARATOR = re.compile(
   r'(?:, ?)?\\(?:text|mbox|mathrm) ?\{ ?(?:, ?)?(?:and|or) ?\}|;'
+  r'|(?:,|(?<=[0-9)}])) (?:and|or) (?=[^A-Za-z])'
 )
 _UNION = re.compile(r'\\cup(?![A-Za-z])|\u222a')
 _NAME = re.compile(
@@ -39,16 +40,6 @@ _MATRIX = re.compile(
   r'\\begin ?\{([pbv]matrix)\}((?:(?!\\begin|\\end).)*)\\end ?\{\1\}'
 )
 _THOUSANDS = re.compile('[0-9]{3}(?![0-9])')
-_PLAIN_UNIT = re.compile(r'(?<=[0-9}) ]) ?([A-Za-z]{2,}(?: [A-Za-z]{2,})*)$')
-_UNIT_WORDS = """
-  cm mm km kg mg ml ft yd mi oz lb lbs hr hrs sec mph meter meters metre
-  metres centimeter centimeters kilometer kilometers inch inches foot feet
-  yard yards mile miles gram grams kilogram kilograms pound pounds ounce
-  ounces liter liters litre litres second seconds minute minutes hour hours
-  day days week weeks month months year years dollar dollars cent cents
-  degree degrees radian radians unit units square cubic people students ways
-  per
-""".split()  # noqa: SIM905 - reads as a table
 _OPENERS, _CLOSERS = '([{', ')]}'
 
 
@@ -107,10 +98,10 @@ def _parse(text, depth):
   if text.count('\\pm') == 1:
     both = [text.replace('\\pm', sign) for sign in '+-']
     return _Form('list', tuple(_parse_all(both, depth)), name)
-  text, unit = _take_unit(text)
+  text, unit = units.take_unit(text)
   is_percent = text.endswith('%') or unit in ('percent', 'percentage')
   text, unit = text.removesuffix('%').rstrip(), '' if is_percent else unit
-  if '%' in text or '=' in text or unit in latex.SCALES:
+  if '%' in text or '=' in text or unit in units.SCALES:
     raise Unsupported('a sign or scale within')
   form = _parse_whole(text, depth)
   return form._replace(name=name, unit=unit, is_percent=is_percent)
@@ -170,7 +161,9 @@ def _matrix(match, depth):
   widths = tuple(len(row) for row in rows)
   if len(cells) > _MAX_ITEMS or any(c.kind != 'value' for c in cells):
     raise Unsupported('a matrix of more than values')
-  return _Form(f'{match[1]} {widths}', tuple(cells))
+  # Round and square brackets are the same matrix; bars are a determinant.
+  kind = match[1].replace('b', 'p')
+  return _Form(f'{kind} {widths}', tuple(cells))
 
 
 def _is_wrapped(text):
@@ -205,28 +198,6 @@ def _items(text, *, is_inside):
   if len(items) > 1 and not all(item.strip() for item in items):
     raise Unsupported('an empty item')
   return items
-
-
-def _take_unit(text):
-  """(the text before a unit, the unit as words, singular)."""
-  match = latex.TEXT_UNIT.search(text)
-  if match and match.start():
-    is_scale = match[1].strip(' .').lower() in latex.SCALES  # see below
-    if not is_scale and not latex.is_unit(match[1]):
-      raise Unsupported('words that may change the number')
-    unit = match[1] + re.sub('[{}]', '', match[2] or '')
-  else:
-    match = _PLAIN_UNIT.search(text)
-    if match is None or any(
-      word not in _UNIT_WORDS for word in match[1].lower().split()
-    ):
-      return text, ''
-    unit = match[1]
-  words = [
-    word.rstrip('s') if len(word) > 2 else word
-    for word in unit.lower().strip(' .').split()
-  ]
-  return text[: match.start()].strip(), ' '.join(words)
 
 
 def _is_equal(a, b) -> bool | None:

@@ -1,4 +1,4 @@
-r"""How answers are written: \boxed, braces, spacing, units; text only.
+r"""How answers are written: \boxed, braces, spacing, signs; text only.
 
 Nothing in a response is ever evaluated, and the work is linear in its length.
 """
@@ -7,36 +7,8 @@ import re
 
 _BRACES = re.compile(r'\\boxed\s*\{|\\\\|\\[{}]|[{}]')
 
-_TEXT = r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox)\s*'
-TEXT_GROUP = re.compile(_TEXT + r'\{([^{}]*)\}')
-# `7 \text{ days}`, `25 \text{ cm}^2`
-TEXT_UNIT = re.compile(_TEXT + r'\{([^{}0-9]*)\}(\^(?:[0-9]|\{[0-9]\}))?$')
-# No units: they change the number.
-SCALES = """
-  percent percentage hundred hundreds thousand thousands million millions
-  billion billions trillion trillions dozen dozens pair pairs half halves
-  quadrillion quadrillions lakh lakhs crore crores bn mn mio mil halve
-  pi k score gross or and less more squared cubed factorial
-  plus minus times mod base about power root sqrt remainder divided
-  multiplied over under above below not no wrong false incorrect impossible
-  negative fewer most least approximately approx roughly nearly almost rounded
-  debt
-  quarter third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
-  hundredth thousandth millionth billionth
-  quarters thirds fourths fifths sixths sevenths eighths ninths tenths
-  elevenths twelfths hundredths thousandths millionths billionths
-  zero one two three four five six seven eight nine ten eleven twelve
-""".split()  # noqa: SIM905 - reads as a table
-# Of other units of one letter nothing is known: i, e and x are numbers.
-_LETTERS = 'mgshlLNJWVAC'
-# Nor of other words of two or three: ln, sin and ab are factors.
-_SHORT = """
-  mm cm dm km um nm in ft yd mi mg kg lb lbs oz ml dl kl cc pt pts qt gal
-  ms sec min hr hrs am pm day yr yrs wk wks mph kph kmh rpm bps ppm deg rad
-  hz khz mhz ghz kb mb gb tb kw mw kj kn pa kpa ev mol cal psi atm amp ohm
-  usd eur gbp yen won sq cu per men man boy kid way cup box bag jar row pen
-  egg ant bee bus car cat dog cow pig hen toy hat fan can of by
-""".split()  # noqa: SIM905 - reads as a table
+TEXT_COMMAND = r'\\(?:text|textnormal|textbf|textit|mathrm|mathbf|mbox)\s*'
+TEXT_GROUP = re.compile(TEXT_COMMAND + r'\{([^{}]*)\}')
 
 # Unicode for what LaTeX has commands for, or what nobody sees.
 _CHARACTERS = str.maketrans(
@@ -54,6 +26,7 @@ _CHARACTERS = str.maketrans(
     '\u202e\u2066\u2067\u2068\u2069'
   )
 )  # fmt: skip
+_SPACED_THOUSANDS = re.compile(r'-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?')
 _IN_MATH = re.compile(r'\\\((.*)\\\)|\\\[(.*)\\\]', re.DOTALL)
 
 _REWRITES = [
@@ -82,45 +55,7 @@ _REWRITES = [
 # `1, 234` is not `1,234`.
 _TWO_ITEMS = re.compile(r'(?<=[0-9])(?: , ?|, )(?=[0-9]{3}(?![0-9]))')
 _CURRENCY = re.compile(r'\\?\$')
-# Signs that `clean` drops, and units that are others.
-_CLASHES = [
-  (
-    re.compile(r'\$'),
-    re.compile(
-      r'(?<![A-Za-z])(?:cents?|pence|euros?|pounds?|yen|yuan|rupees?|pesos?'
-      r'|francs?|won)(?![A-Za-z])'
-    ),
-  ),
-  (re.compile(r'\\circ(?![A-Za-z])|\\degree|\u00b0'), re.compile('%')),
-  (
-    re.compile(r'\\circ(?![A-Za-z])|\\degree|\u00b0'),
-    re.compile(r'(?<![A-Za-z])rad(?:ians?)?(?![A-Za-z])'),
-  ),
-]
 _PERCENT = re.compile(r'\\?%')
-
-
-def is_unit(text: str) -> bool:
-  """Whether words after a number may be a unit: they leave it as it is."""
-  text = text.strip(' .')
-  words = re.findall('[A-Za-z]+', text.lower())
-  if len(text) == 1:
-    return text in _LETTERS
-  is_scaled = any(word in SCALES for word in (*words, ''.join(words)))
-  is_known = all(
-    len(word) > 3 or word in _SHORT or word in _LETTERS for word in words
-  )
-  return bool(words) and '!' not in text and not is_scaled and is_known
-
-
-def has_other_unit(answer: str, reference: str) -> bool:
-  """Whether one has a sign of a unit, and the other another: $5, 5 cents."""
-  pairs = ((answer, reference), (reference, answer))
-  return any(
-    sign.search(a) and word.search(b)
-    for sign, word in _CLASHES
-    for a, b in pairs
-  )
 
 
 def extract_boxed(text: str) -> str | None:
@@ -147,6 +82,8 @@ def clean(answer: str) -> str:
   answer = answer.translate(_CHARACTERS).strip()
   if match := _IN_MATH.fullmatch(answer):
     answer = match[1] or match[2] or ''
+  if _SPACED_THOUSANDS.fullmatch(answer):
+    answer = answer.replace(' ', '')
   answer = _CURRENCY.sub('', _PERCENT.sub('%', answer))
   for pattern, replacement in _REWRITES:
     answer = pattern.sub(replacement, answer)

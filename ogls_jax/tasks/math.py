@@ -11,7 +11,7 @@ response is ever evaluated, and the work is bounded.
 import fractions
 import re
 
-from ogls_jax.tasks import forms, latex
+from ogls_jax.tasks import forms, latex, units
 from ogls_jax.tasks.question import Question
 
 # The longest reference answer in MATH has 159 characters. Beyond the bound an
@@ -43,7 +43,7 @@ def compare(text: str, question: Question) -> bool | None:
     return True
   if max(len(answer), len(question.answer)) > MAX_ANSWER_CHARS:
     return False
-  if latex.has_other_unit(answer, question.answer):
+  if units.has_other_unit(answer, question.answer):
     return False
   answer, reference = latex.clean(answer), latex.clean(question.answer)
   plain = latex.strip_spaces(answer)
@@ -73,8 +73,8 @@ def is_correct(text: str, question: Question) -> bool:
 
 def _parse_quantity(answer: str) -> tuple[fractions.Fraction | None, str]:
   answer = answer.removesuffix('%')
-  unit = latex.TEXT_UNIT.search(answer)
-  if unit is None or not latex.is_unit(unit[1]):
+  unit = units.TEXT_UNIT.search(answer)
+  if unit is None or not units.is_unit(unit[1]):
     return _parse_number(latex.TEXT_GROUP.sub(r'\1', answer)), ''
   number = _parse_number(answer[: unit.start()].rstrip())
   if number is None:  # \text{42}
