@@ -30,6 +30,20 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+# Files of minutes come first, so that no worker ends with one, alone.
+_LONG = {
+  f'test_{name}'
+  for name in (
+    'hosts', 'preflight', 'sampling', 'export', 'real_models', 'learning',
+    'compare',
+  )
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
 @pytest.fixture(scope='session')
 def maker():
   """Short prompts and the arithmetic tokenizer, as configs/tiny.py has."""
