@@ -48,8 +48,9 @@ def get_config() -> config_dict.ConfigDict:
     max_strength=3.0,  # lambda after the ramp
     ramp_steps=20,  # updates of its linear ramp
   )
-  # Only the first response_tokens of a rollout carry a distillation loss.
-  config.distill = config_dict.create(response_tokens=1024)
+  config.distill = config_dict.create(
+    response_tokens=1024,  # the first of a rollout, which carry the loss
+  )
   config.loss = config_dict.create(
     kl='forward',  # forward KL(teacher || student), reverse, or jsd
     jsd_beta=0.5,  # the teacher's share of the mixture

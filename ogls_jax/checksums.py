@@ -14,7 +14,7 @@ def checksums_of(tree) -> dict[str, int]:
   """uint32 of each array, by its path in the tree; inside `jax.set_mesh`.
 
   Raises:
-    ValueError: an array's entries are not of 8, 16 or 32 bits.
+    ValueError: an array's entries are not of 4, 8, 16 or 32 bits.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   sums_N = jax.device_get(_sums([leaf for _, leaf in leaves]))
@@ -44,8 +44,8 @@ def _sum(array):
 def _words(array):
   if array.dtype == jnp.bool_:
     return array.astype(jnp.uint32)
-  bits = array.dtype.itemsize * 8
-  if bits not in (8, 16, 32):
+  bits = jax.dtypes.itemsize_bits(array.dtype)
+  if bits not in (4, 8, 16, 32):
     raise ValueError(f'no checksum of entries of {array.dtype}')
   unsigned = jnp.dtype(f'uint{bits}')
   return jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)

@@ -81,13 +81,11 @@ def compare(plan: Plan, notice: StopNotice | None = None) -> dict:
         hosts.say(f'{variant.label}, seed {seed}')
         step = _trained(plan, variant, seed, budget, notice)
         _free()
-        _evaluated(plan, variant, seed, step, notice)
+        _evaluated(plan, variant, seed, step, digest, notice)
         _free()
         if variant == plan.reference:
           budget = _budget(plan, seed)
-    if not hosts.is_first():
-      return {}
-    return _write(plan, digest)
+    return hosts.on_first(lambda: _write(plan, digest)) or {}
 
 
 def _trained(plan, variant, seed, budget, notice) -> int:
@@ -134,13 +132,14 @@ def _budget(plan, seed):
 
 
 def _newest(config, workdir):
-  """The last update that is saved, by the first host; 0 for none."""
-  step = 0
-  if hosts.is_first() and (workdir / 'checkpoints').is_dir():
-    with contextlib.closing(
-      build.checkpointer(config, workdir / 'checkpoints', is_read_only=True)
-    ) as checkpointer:
-      step = max(checkpointer.all_steps(), default=0)
+  """The last update that is saved; 0 for none."""
+  folder = workdir / 'checkpoints'
+  if not hosts.largest(int(folder.is_dir()))[0]:
+    return 0
+  with contextlib.closing(  # all hosts: to open it is to meet
+    build.checkpointer(config, folder, is_read_only=True)
+  ) as checkpointer:
+    step = max(checkpointer.all_steps(), default=0)
   return hosts.largest(step)[0]
 
 
@@ -153,14 +152,19 @@ def _spent_at(config, workdir, budget) -> int:
   return step * hosts.largest(int(is_last))[0]
 
 
-def _evaluated(plan, variant, seed, step, notice):
+def _evaluated(plan, variant, seed, step, digest, notice):
   """Evaluates a run after update `step`, as all others, if that is not done."""
   workdir, folder = plan.workdir(variant, seed), plan.evaluation(variant, seed)
   is_done = False
   if hosts.is_first():
     found = read_json(folder / 'results.json', flag=plan.flag)
     source = {'workdir': str(workdir), 'step': step}
-    is_done = found is not None and found['model'] == source
+    # What else may differ `evaluate` says.
+    is_done = (
+      found is not None
+      and found['questions_sha256'] == digest
+      and source.items() <= found['model'].items()
+    )
   if not hosts.largest(int(is_done))[0]:
     config = config_of(plan.config, Variant(variants.BASE, {}), seed, plan.out)
     evaluate.evaluate(
@@ -179,7 +183,7 @@ def _figures(plan, variant, seed) -> comparison.RunFigures:
   folder = plan.evaluation(variant, seed)
   found = paired.read_results(folder)
   step, metrics = found['model']['step'], found['metrics']
-  shares = paired.shares_of(folder, found['config']['min_reward'])
+  shares = paired.shares_of(folder, found)
   rows = _rows(plan, variant, seed, step)
   num_rollouts = 0
   if variant.is_trained and is_sampled(plan.config_of(variant, seed)):
@@ -201,7 +205,8 @@ def _rows(plan, variant, seed, step):
   if [row['step'] for row in rows] != list(range(1, step + 1)):
     raise UserError(
       f'{path} has lines of {len(rows)} updates, not once each of 1 to {step},'
-      f' so that their cost is not known; delete {path.parent} to train again'
+      f' so that their cost is not known; delete {path.parent} and'
+      f' {plan.evaluation(variant, seed)} to train again'
     )
   return rows
 
@@ -226,7 +231,7 @@ def _write(plan, digest) -> dict:
     'seeds': plan.seeds,
     'budget': plan.budget,
     'config': variants.values_of(config),
-    'num_questions': len(next(iter(figures.values()))[0].shares),
+    'num_questions': len(next(iter(figures.values()))[0].shares.of_id),
     'samples': config.eval.samples,
     'questions_sha256': digest,
     'versions': _versions(),

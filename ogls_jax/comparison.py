@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ogls_jax.intervals import Interval, paired, seed_interval
+from ogls_jax.paired import Shares
 from ogls_jax.spending import Costs
 
 # (headings, rows of cells)
@@ -29,7 +30,7 @@ class RunFigures:
   """Of one variant and seed.
 
   Attributes:
-    shares: of correct rollouts, by held-out question.
+    shares: of correct rollouts of held-out questions.
     response_tokens: mean length of these rollouts.
     truncated_fraction: share of them that did not end.
     repeated_fraction: how much of them repeats itself.
@@ -37,7 +38,7 @@ class RunFigures:
     num_rollouts: sampled in training.
   """
 
-  shares: dict[str, float]
+  shares: Shares
   response_tokens: float
   truncated_fraction: float
   repeated_fraction: float
@@ -47,7 +48,7 @@ class RunFigures:
   @property
   def accuracy(self) -> float:
     """Mean share."""
-    return float(np.mean(list(self.shares.values())))
+    return float(np.mean(list(self.shares.of_id.values())))
 
 
 def summarize(
@@ -73,7 +74,12 @@ def _summary(runs, others):
     found['difference'] = _over_seeds(
       [a.accuracy - b.accuracy for a, b in zip(runs, others, strict=True)]
     )
-    pair = paired(*map(_shares_Q, (runs, others)))
+    groups = runs[0].shares.group_of
+    names = sorted(groups)
+    pair = paired(
+      *(_shares_Q(of, names) for of in (runs, others)),
+      [groups[name] for name in names],
+    )
     found['difference_over_questions'] = dataclasses.asdict(pair)
   if runs[0].costs.seconds:
     found |= {
@@ -100,10 +106,11 @@ def _over_seeds(values):
   }
 
 
-def _shares_Q(runs):
-  """Means over seeds, in the order of the questions' ids."""
-  names = sorted(runs[0].shares)
-  return np.mean([[run.shares[name] for name in names] for run in runs], 0)
+def _shares_Q(runs, names):
+  """Means over seeds, of the questions `names`."""
+  return np.mean(
+    [[run.shares.of_id[name] for name in names] for run in runs], 0
+  )
 
 
 def accuracy_table(variants: dict[str, dict], reference: str) -> Table:

@@ -95,7 +95,7 @@ def check(plan: Plan) -> str:
           check_vocabulary(run, num_ids=num_ids, num_rows=settings.vocab_size)
           check_questions(run, questions, held_out, sizes)
           if run.method == 'kd':
-            runs.kd_teacher_config(run)
+            runs.check_kd_teacher(run, maker.tokenizer)
         except UserError as error:
           raise UserError(f'{variant.label}: {error}') from error
       path, values = workdir / 'config.json', variants.values_of(run)

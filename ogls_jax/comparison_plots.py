@@ -63,9 +63,10 @@ def accuracy_curve(
   """Held-out accuracy by seed: at the start, in training, at the end.
 
   A line of metrics.jsonl has that of the model before its update. `start_S` is
-  None where the start was not evaluated.
+  None where the start was not evaluated. Ends at other updates, as a budget has
+  them, stand at their mean.
   """
-  values_S = []
+  values_S, last = [], round(np.mean([len(rows) for rows in rows_S]))
   for s, (rows, end) in enumerate(zip(rows_S, end_S, strict=True)):
     values = {} if start_S is None else {0: start_S[s]}
     values |= {
@@ -73,7 +74,8 @@ def accuracy_curve(
       for row in rows
       if row['eval_accuracy'] is not None
     }
-    values_S.append(values | {len(rows): end})
+    values = {step: x for step, x in values.items() if step < last}
+    values_S.append(values | {last: end})
   return _common(values_S)
 
 

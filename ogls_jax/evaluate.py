@@ -17,12 +17,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import zlib
 
 import jax
 from absl import flags
 from ml_collections import config_dict
 
 from ogls_jax import build, cli, data, hosts, results
+from ogls_jax.checksums import checksums_of
 from ogls_jax.errors import UserError
 from ogls_jax.generations import Parts, generate
 from ogls_jax.json_file import make_folder, write_json
@@ -30,6 +32,7 @@ from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
 from ogls_jax.questions import digest_of, load_evaluated
 from ogls_jax.runs import load_run, read_run_config
+from ogls_jax.tasks.grading import OWN_TASK_SUFFIX
 from ogls_jax.validate import validate_evaluation
 from ogls_jax.validate_inputs import check_choices, check_vocabulary
 from ogls_jax.workdir import check_same, locked
@@ -66,13 +69,20 @@ def evaluate(
   build.check_task(config, questions[0])
   check_choices(config, questions)
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    model, source = _load(config, mesh, maker, workdir, run_step)
     claim = {
       'config': _kept(config),
-      'model': source,
-      'data_sha256': _file_digest(config),
+      'data_sha256': _file_digest(config.data.eval_path or config.data.path),
       'questions_sha256': digest_of(questions),
+      'files_sha256': {path: _file_digest(path) for path in _files(config)},
     }
+    asked = json.dumps([claim, str(workdir), run_step], sort_keys=True)
+    hosts.check_agree(
+      zlib.crc32(asked.encode()),
+      '--config: the hosts have different configs, flags or data; start all'
+      ' with the same command, the same code and the same files',
+    )
+    model, source = _load(config, mesh, maker, workdir, run_step)
+    claim['model'] = source | {'checksum': _checksum_of(model)}
     flag = f'--out={out}'
     is_there = check_same(out / 'evaluation.json', claim, flag=flag)
     hosts.check_agree(is_there, f'{flag}: {hosts.NOT_SHARED}')
@@ -84,15 +94,25 @@ def evaluate(
     grader = stack.enter_context(contextlib.closing(build.make_grader(config)))
     parts = Parts(config, mesh, maker, model, questions, grader, notice)
     rows = generate(parts, out)
-  if not hosts.is_first():
-    return {}
-  found = results.summarize(questions, rows, config.hints.min_reward)
+  return (
+    hosts.on_first(
+      lambda: _write_results(config, claim, questions, num_skipped, rows, out)
+    )
+    or {}
+  )
+
+
+def _write_results(config, claim, questions, num_skipped, rows, out):
+  found = results.summarize(
+    questions, rows, config.hints.min_reward,
+    has_votes=not config.data.task.endswith(OWN_TASK_SUFFIX),
+  )  # fmt: skip
   content = claim | {
     'num_questions': len(questions),
     'rows_skipped': num_skipped,
     'metrics': {name: dataclasses.asdict(x) for name, x in found.items()},
   }
-  write_json(out / 'results.json', content, flag=flag)
+  write_json(out / 'results.json', content, flag=f'--out={out}')
   hosts.say(f'{len(questions)} questions\n\n{results.table(found)}\n')
   hosts.say(f'wrote {out}/results.json and {out}/generations.jsonl')
   return content
@@ -136,13 +156,24 @@ def _kept(config) -> dict:
   return kept
 
 
-def _file_digest(config) -> str:
-  """SHA-256 of the file that holds the questions; '' where there is none."""
-  path = config.data.eval_path or config.data.path
+def _files(config) -> list[str]:
+  """Files whose paths are in the config: what they say may change."""
+  keys = config.prompt.student_template, config.data.task
+  return [path for path in keys if pathlib.Path(path).is_file()]
+
+
+def _file_digest(path: str) -> str:
+  """SHA-256 of a file; '' for none."""
   if not path:
     return ''
   with open(data.resolve_path(path), 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _checksum_of(model) -> str:
+  """Of all weights: a path may hold others another time."""
+  sums = checksums_of((model.params, model.frozen))
+  return f'{zlib.crc32(json.dumps(sums, sort_keys=True).encode()):08x}'
 
 
 def main() -> None:

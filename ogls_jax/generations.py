@@ -3,10 +3,12 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 from ogls_jax import build, evaluation, hosts, label_likelihood, results, step
@@ -17,6 +19,7 @@ from ogls_jax.metrics import Lines, Progress
 from ogls_jax.notice import StopNotice
 from ogls_jax.programs import evaluation_options
 from ogls_jax.prompts import PromptMaker
+from ogls_jax.tasks import superglue
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
@@ -85,15 +88,16 @@ def _write(lines, rows, out):
 
 def _batches(parts: Parts) -> list[_Batch]:
   e, num = parts.config.eval, len(parts.questions)
-  num_rows = {'sample': e.samples, 'greedy': int(e.has_greedy)}
-  batches = [
+  num_rows = {
+    'sample': e.samples,
+    'greedy': int(e.has_greedy),
+    'likelihood': int(e.has_likelihood),
+  }
+  return [
     _Batch(kind, start, min(e.batch_questions, num - start) * num_each)
     for kind, num_each in num_rows.items()
     for start in range(0, num if num_each else 0, e.batch_questions)
   ]
-  if e.has_likelihood:  # quick, and in one go
-    batches.append(_Batch('likelihood', 0, num))
-  return batches
 
 
 def _num_whole(path: pathlib.Path, batches: list[_Batch]) -> int:
@@ -120,7 +124,7 @@ def _new_rows(
       continue
     questions = parts.questions[batches[numbers[0] - 1].start :]
     if kind == 'likelihood':
-      rows = iter([_likelihoods(parts, questions)])
+      rows = _likelihoods(parts, questions)
     else:
       rows = _rollouts(parts, questions, kind)
     yield from zip(numbers, rows, strict=True)
@@ -167,42 +171,46 @@ def _rows_of(batch: evaluation.GradedBatch, kind: str) -> list[dict]:
     {
       'kind': kind,
       'id': question.id,
+      'group': group,
       'sample': g,
       'question': question.question,
       'answer': question.answer,
       'response': response,
-      'reward': round(float(batch.reward_BG[b, g]), 6),  # float32's digits
+      'reward': float(str(np.float32(batch.reward_BG[b, g]))),  # its digits
       'is_timeout': bool(batch.is_timeout_BG[b, g]),
       'response_tokens': int(batch.length_BG[b, g]),
       'is_truncated': bool(batch.is_truncated_BG[b, g]),
       'repeated_fraction': float(batch.repeated_BG[b, g]),
     }
-    for b, question in enumerate(batch.questions)
+    for b, (question, group) in enumerate(
+      zip(batch.questions, superglue.groups_of(batch.questions), strict=True)
+    )
     for g, response in enumerate(batch.responses_BG[b])
   ]
 
 
-def _likelihoods(parts: Parts, questions) -> list[dict]:
+def _likelihoods(parts: Parts, questions) -> Iterator[list[dict]]:
   config, model = parts.config, parts.model
   score = label_likelihood.make_choice_scorer(model.graphdef)
-  found = label_likelihood.score_choices(
-    lambda *batch: score(model.params, model.frozen, *batch),
+  for batch in label_likelihood.score_choices(
+    functools.partial(score, model.params, model.frozen),
     questions,
     parts.maker,
     parts.mesh,
     batch_questions=config.eval.batch_questions,
     bucket_tokens=config.prompt.bucket_tokens,
-  )
-  return [
-    {
-      'kind': 'likelihood',
-      'id': question.id,
-      'question': question.question,
-      'answer': question.answer,
-      'choices': list(question.choices),
-      'log_prob': choice_scores.log_prob.tolist(),
-      'num_tokens': choice_scores.num_tokens.tolist(),
-      'num_bytes': choice_scores.num_bytes.tolist(),
-    }
-    for question, choice_scores in zip(questions, found, strict=True)
-  ]
+  ):
+    yield [
+      {
+        'kind': 'likelihood',
+        'id': question.id,
+        'question': question.question,
+        'answer': question.answer,
+        'choices': list(question.choices),
+        'log_prob': choice_scores.log_prob.tolist(),
+        'num_tokens': choice_scores.num_tokens.tolist(),
+        'num_bytes': choice_scores.num_bytes.tolist(),
+      }
+      for question, choice_scores in batch
+    ]
+    parts.notice.check()

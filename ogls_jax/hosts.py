@@ -6,6 +6,7 @@ places their arrays; sizes that all must agree on and figures of single rows
 travel between hosts. On one host all of this does nothing.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -28,6 +29,8 @@ NOT_SHARED = (
 # A host that is gone is noticed after so long, and the others stop.
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 15
+# While one host is at work alone the others hear of it so often.
+_MEET_SECONDS = 1
 # File systems over a network show a new file so late at the most.
 _SEEN_SECONDS = 35
 
@@ -254,6 +257,31 @@ def share_texts(texts: list[str], mesh: Mesh) -> list[str]:
     row[:length].tobytes().decode('utf-8', 'surrogatepass')
     for row, length in zip(bytes_RX, length_R, strict=True)
   ]
+
+
+def on_first(function):
+  """What the first host makes of `function`, which may take long; else None.
+
+  The others wait for it. Every host has to call it.
+
+  Raises:
+    UserError: of the others, where the first one met an error.
+  """
+  if jax.process_count() == 1:
+    return function()
+  if not is_first():
+    # In short waits: a collective has a limit of time.
+    while largest(0)[0]:
+      pass
+    if largest(0)[0]:
+      raise UserError('the first host met an error, and says which')
+    return None
+  with concurrent.futures.ThreadPoolExecutor(1) as executor:
+    future = executor.submit(function)
+    while largest(int(not future.done()))[0]:
+      concurrent.futures.wait([future], _MEET_SECONDS)
+    largest(int(future.exception() is not None))
+    return future.result()
 
 
 def check_agree(value: int, message: str) -> None:

@@ -121,12 +121,16 @@ class Inspector:
 
   def _solutions(self, questions):
     is_allowed = self._rules.answer_as_solution
+    tokenizer = self._maker.tokenizer
     return [
       {
         'id': question.id,
         'question': question.question,
         'answer': question.answer,
-        'response': solution_of(question, answer_as_solution=is_allowed),
+        # As its tokens spell it.
+        'response': tokenizer.decode(
+          tokenizer.encode(solution_of(question, answer_as_solution=is_allowed))
+        ),
         'reward': None,
         'is_correct': None,
         'is_scored': True,

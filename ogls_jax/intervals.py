@@ -6,11 +6,11 @@ normal. It covers chance in the weights, the order of the data and the rollouts.
 Over questions: the bootstrap, which draws them with replacement (percentile
 intervals; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13)
 and so covers chance in which questions were asked and in their rollouts, not in
-training.
+training. Questions of one group, such as those on one text, are drawn together.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
@@ -48,23 +48,33 @@ class Paired:
   p_value: float
 
 
-def mean_interval(values_Q: np.ndarray) -> Interval:
+def mean_interval(
+  values_Q: Sequence[float], groups: Sequence[str] | None = None
+) -> Interval:
   """The mean of one value per question, finite, and its interval.
+
+  Args:
+    values_Q: of Q questions.
+    groups: of each question; None: each is one of its own.
 
   Raises:
     ValueError: there is no value.
   """
   values_Q = np.asarray(values_Q, np.float64)
-  mean, num = float(values_Q.mean()), len(values_Q)
-  if not num:
+  if not len(values_Q):
     raise ValueError('no questions')
-  if (values_Q == values_Q[0]).all():  # also where there is one
+  mean = float(values_Q.mean())
+  sums_P = group_sums(np.stack([values_Q, np.ones_like(values_Q)], 1), groups)
+  shares_P = sums_P[:, 0] / sums_P[:, 1]
+  if (shares_P == shares_P[0]).all():  # also where there is one
     return Interval(mean, mean, mean)
   found = scipy.stats.bootstrap(
-    (values_Q,),
-    np.mean,
+    tuple(sums_P.T),
+    lambda totals, nums, axis: totals.sum(axis) / nums.sum(axis),
+    paired=True,
+    vectorized=True,
     n_resamples=_NUM_OF_MEANS,
-    batch=max(_BLOCK // num, 1),
+    batch=max(_BLOCK // len(sums_P), 1),
     confidence_level=_LEVEL,
     method='percentile',
     rng=np.random.default_rng(0),
@@ -73,22 +83,27 @@ def mean_interval(values_Q: np.ndarray) -> Interval:
   return Interval(mean, float(low), float(high))
 
 
-def draw_places(groups: Sequence, *, seed: int) -> Iterator[list[int]]:
-  """Places of questions, `NUM_RESAMPLES` times, some more than once.
+def group_sums(
+  values_QX: np.ndarray, groups: Sequence[str] | None
+) -> np.ndarray:
+  """Sums over the questions of each group, float64; of None, what came in."""
+  values_QX = np.asarray(values_QX, np.float64)
+  if groups is None:
+    return values_QX
+  names, group_Q = np.unique(np.asarray(groups), return_inverse=True)
+  sums_PX = np.zeros((len(names), *values_QX.shape[1:]))
+  np.add.at(sums_PX, group_Q, values_QX)
+  return sums_PX
+
+
+def draw_weights(num: int, *, seed: int) -> np.ndarray:
+  """How often each of `num` groups is drawn, float64 [NUM_RESAMPLES, num].
 
   For figures that are no means, such as F1.
-
-  Args:
-    groups: of each question; what shares one, such as a text, is drawn
-      together.
-    seed: of the draws.
   """
-  places = {}
-  for place, group in enumerate(groups):
-    places.setdefault(group, []).append(place)
-  places, rng = list(places.values()), np.random.default_rng(seed)
-  for draw in rng.integers(0, len(places), (NUM_RESAMPLES, len(places))):
-    yield [place for i in draw for place in places[i]]
+  rng = np.random.default_rng(seed)
+  drawn = rng.multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES)
+  return drawn.astype(np.float64)
 
 
 def seed_interval(values_S: np.ndarray) -> Interval | None:
@@ -112,17 +127,26 @@ def interval_of(value: float, resampled_N: Sequence[float]) -> Interval:
   return Interval(float(value), float(low), float(high))
 
 
-def paired(values_Q: np.ndarray, others_Q: np.ndarray) -> Paired:
-  """`values_Q` less `others_Q`, of the same questions in the same order."""
+def paired(
+  values_Q: np.ndarray,
+  others_Q: np.ndarray,
+  groups: Sequence[str] | None = None,
+) -> Paired:
+  """`values_Q` less `others_Q`, of the same questions in the same order.
+
+  `groups` as for `mean_interval`; the signs of one group are flipped together.
+  """
   difference_Q = np.asarray(values_Q, np.float64) - others_Q
-  if not difference_Q.any():
-    return Paired(Interval(0.0, 0.0, 0.0), 1.0)
+  interval = mean_interval(difference_Q, groups)
+  sums_P = group_sums(difference_Q, groups)
+  if not difference_Q.any() or len(sums_P) == 1:
+    return Paired(interval, 1.0)
   found = scipy.stats.permutation_test(
-    (difference_Q,),
+    (sums_P,),
     np.mean,
     permutation_type='samples',
     n_resamples=_NUM_OF_MEANS,
-    batch=max(_BLOCK // len(difference_Q), 1),
+    batch=max(_BLOCK // len(sums_P), 1),
     rng=np.random.default_rng(0),
   )
-  return Paired(mean_interval(difference_Q), float(found.pvalue))
+  return Paired(interval, float(found.pvalue))

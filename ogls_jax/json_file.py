@@ -124,6 +124,8 @@ def read_rows(
     try:
       row = json.loads(line)
       row_step = row[key]
+      if type(row_step) is not int:
+        raise ValueError(f'{key} = {row_step!r} is no integer')
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f'{path}:{number}: not a line of a run ({error}); mend it, or move the'

@@ -6,7 +6,7 @@ choices (`Decoder.score`).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -116,8 +116,8 @@ def score_choices(
   *,
   batch_questions: int,
   bucket_tokens: int,
-) -> list[ChoiceScores]:
-  """Scores of each question's choices, the same on all hosts.
+) -> Iterator[list[tuple[Question, ChoiceScores]]]:
+  """Batches of questions with scores of their choices, the same on all hosts.
 
   Args:
     score: (prompts, choice_BGT, length_BG) -> log_prob_BG, as from
@@ -131,6 +131,7 @@ def score_choices(
 
   Raises:
     UserError: a question has no choices, or one of them has no token.
+    FloatingPointError: the model's logits are not finite.
   """
   ids = [_choice_ids(question, maker) for question in questions]
   num_slots = max(map(len, ids))
@@ -142,7 +143,6 @@ def score_choices(
   length_QG = np.zeros(tokens_QGT.shape[:2], np.int32)
   for lengths, rows in zip(length_QG, ids, strict=True):
     lengths[: len(rows)] = [len(row) for row in rows]
-  batches = []
   for start in range(0, len(questions), batch_questions):
     index_B = np.arange(start, start + batch_questions)
     index_B[index_B >= len(questions)] = start
@@ -153,20 +153,28 @@ def score_choices(
       tokens_QGT[own_B],
       length_QG[own_B],
     )
-    batches.append(score(*hosts.put_rows(batch, mesh)))
-  log_prob_QG = np.concatenate(
-    [hosts.share_rows(hosts.take_rows(batch), mesh) for batch in batches]
+    log_prob_BG = hosts.share_rows(
+      hosts.take_rows(score(*hosts.put_rows(batch, mesh))), mesh
+    )
+    num = min(batch_questions, len(questions) - start)
+    yield [
+      (questions[start + b], _scores(questions[start + b], ids[start + b], row))
+      for b, row in enumerate(log_prob_BG[:num])
+    ]
+
+
+def _scores(question, rows, log_prob_G):
+  log_prob_G = log_prob_G[: len(rows)].astype(np.float64)
+  if not np.isfinite(log_prob_G).all():
+    raise FloatingPointError(
+      f'{question.id!r}: log-probabilities of its choices are not finite:'
+      f' {log_prob_G.tolist()}'
+    )
+  return ChoiceScores(
+    log_prob=log_prob_G,
+    num_tokens=np.array([len(row) for row in rows]),
+    num_bytes=np.array([len(text.encode()) for text in question.choices]),
   )
-  return [
-    ChoiceScores(
-      log_prob=log_prob_G[: len(rows)].astype(np.float64),
-      num_tokens=np.array([len(row) for row in rows]),
-      num_bytes=np.array([len(text.encode()) for text in question.choices]),
-    )
-    for question, rows, log_prob_G in zip(
-      questions, ids, log_prob_QG[: len(questions)], strict=True
-    )
-  ]
 
 
 def _choice_ids(question: Question, maker: PromptMaker) -> list[list[int]]:

@@ -23,6 +23,7 @@ from ogls_jax.programs import Programs
 from ogls_jax.prompts import PromptMaker
 from ogls_jax.reporting import Reporter
 from ogls_jax.saver import Counters, Saver
+from ogls_jax.tasks import superglue
 from ogls_jax.tasks.grading import Grader
 from ogls_jax.tasks.question import Question
 
@@ -133,7 +134,8 @@ def accuracy(parts: Parts, state: TrainState, when: str) -> list[float]:
     poll=parts.notice.poll,
   )
   shares_Q, num_timeouts = evaluation.accuracy(batches, config.hints.min_reward)
-  interval = mean_interval(shares_Q)
+  groups = superglue.groups_of(parts.held_out)
+  interval = mean_interval(shares_Q, groups)
   text = f', {num_timeouts} grader_timeouts' if num_timeouts else ''
   hosts.say(f'accuracy {when}: {interval}, {len(shares_Q)} questions{text}')
   return shares_Q.tolist()
@@ -163,7 +165,10 @@ def run_steps(
   with contextlib.ExitStack() as stack:
     log_also = stack.enter_context(
       wandb_log.logged(
-        config.log.wandb_project, parts.workdir, config.to_dict()
+        config.log.wandb_project,
+        parts.workdir,
+        config.to_dict(),
+        last_step=numbers.start - 1,
       )
     )
     reporter = closed_after(

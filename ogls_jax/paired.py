@@ -5,15 +5,16 @@ Prints how much more the first has, with the 95% interval of the difference
 (bootstrap over questions) and the p-value of none (random flips of signs).
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
 from absl import flags
 
-from ogls_jax import cli, results
+from ogls_jax import cli, hosts, results
 from ogls_jax.errors import UserError
 from ogls_jax.intervals import Paired, paired
-from ogls_jax.json_file import read_json, read_rows
+from ogls_jax.json_file import flat, read_json, read_rows
 
 
 def compare(
@@ -32,25 +33,47 @@ def compare(
       f' {digests[0][:12]} and {digests[1][:12]}); evaluate both on the same'
       ' data'
     )
+  _check_judged_alike(claims, folder, other)
   shares = [
-    shares_of(path, claim['config']['min_reward'])
+    shares_of(path, claim)
     for path, claim in zip((folder, other), claims, strict=True)
   ]
   found = {}
   for kind in results.KINDS[:2]:
     ours, theirs = (each.get(kind) for each in shares)
     if ours and theirs:
-      names = ours.keys()
+      names = ours.of_id.keys()
       ours_Q, theirs_Q = (
-        np.array([side[name] for name in names]) for side in (ours, theirs)
+        np.array([side.of_id[name] for name in names])
+        for side in (ours, theirs)
       )
+      groups = [ours.group_of[name] for name in names]
       name = 'accuracy' if kind == 'sample' else kind
       found[name] = (
-        float(ours_Q.mean()), float(theirs_Q.mean()), paired(ours_Q, theirs_Q)
+        float(ours_Q.mean()), float(theirs_Q.mean()),
+        paired(ours_Q, theirs_Q, groups),
       )  # fmt: skip
   if not found:
     raise UserError(f'{folder} and {other} have no kind of rollout in common')
   return found
+
+
+def _check_judged_alike(claims, folder, other):
+  ours, theirs = (flat(claim['config']) for claim in claims)
+  changed = [
+    f'{key} = {ours.get(key)!r} and {theirs.get(key)!r}'
+    for key in sorted(ours.keys() | theirs.keys())
+    if ours.get(key) != theirs.get(key)
+  ]
+  judges = ('min_reward', 'grading.', 'data.task')
+  if of_judges := [text for text in changed if text.startswith(judges)]:
+    raise UserError(
+      f'{folder} and {other} were judged differently: {"; ".join(of_judges)};'
+      ' evaluate both alike'
+    )
+  asked = ('max_tokens', 'prompt.', 'eval.')
+  if of_rollouts := [text for text in changed if text.startswith(asked)]:
+    hosts.say(f'they were asked differently: {"; ".join(of_rollouts)}')
 
 
 def read_results(folder: pathlib.Path) -> dict:
@@ -68,22 +91,50 @@ def read_results(folder: pathlib.Path) -> dict:
   return claim
 
 
-def shares_of(
-  folder: pathlib.Path, min_reward: float
-) -> dict[str, dict[str, float]]:
-  """By kind and question's id: the share of correct rollouts."""
-  rows_of = {}
-  for row in read_rows(folder / 'generations.jsonl', key='batch'):
-    if row['kind'] in results.KINDS[:2]:
-      by_id = rows_of.setdefault(row['kind'], {})
-      by_id.setdefault(row['id'], []).append(row)
-  return {
-    kind: {
-      name: float(results.correct_shares([rows], min_reward)[0])
-      for name, rows in by_id.items()
-    }
-    for kind, by_id in rows_of.items()
-  }
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  """Of the questions of an evaluation, by id.
+
+  Attributes:
+    of_id: the share of correct rollouts.
+    group_of: what is not independent of others, as for `mean_interval`.
+  """
+
+  of_id: dict[str, float]
+  group_of: dict[str, str]
+
+
+def shares_of(folder: pathlib.Path, claim: dict) -> dict[str, Shares]:
+  """By kind, of the evaluation in `folder`, whose results are `claim`.
+
+  Raises:
+    UserError: rollouts are missing from generations.jsonl.
+  """
+  path, rows_of = folder / 'generations.jsonl', {}
+  for row in read_rows(path, key='batch'):
+    by_id = rows_of.setdefault(row['kind'], {})
+    by_id.setdefault(row['id'], []).append(row)
+  e, min_reward = claim['config']['eval'], claim['config']['min_reward']
+  found = {}
+  for kind, num in (('sample', e['samples']), ('greedy', e['has_greedy'])):
+    by_id = rows_of.get(kind, {}) if num else {}
+    num_questions = claim['num_questions'] if num else 0
+    if len(by_id) != num_questions or any(
+      len(rows) != num for rows in by_id.values()
+    ):
+      raise UserError(
+        f'{path} has not {num} rollouts ({kind}) of each of {num_questions}'
+        ' questions, as results.json says; give the command that wrote it again'
+      )
+    if by_id:
+      found[kind] = Shares(
+        {
+          name: float(results.correct_shares([rows], min_reward)[0])
+          for name, rows in by_id.items()
+        },
+        {name: rows[0].get('group', name) for name, rows in by_id.items()},
+      )
+  return found
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def make_page(run: dict) -> str:
     keep_trailing_newline=True,
   )
   return environment.get_template('page.html').render(
-    name=run['name'],
+    name=_visible(run['name']),
     # Files of ours; all else is escaped.
     style=style,
     script=script,
@@ -53,6 +53,12 @@ def make_page(run: dict) -> str:
     script_hash=_hash(script),
     data=base64.b64encode(packed).decode(),
   )
+
+
+def _visible(name):
+  """A folder's name without bytes that are no text and marks of direction."""
+  text = name.encode(errors='replace').decode()
+  return ''.join(x if x.isprintable() else '?' for x in text)
 
 
 def _hash(text):

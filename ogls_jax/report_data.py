@@ -1,5 +1,6 @@
 """What a report shows of a run, read from its workdir; nothing is written."""
 
+import collections
 import json
 import math
 import pathlib
@@ -100,12 +101,12 @@ def _warnings(rows) -> list[dict]:
 def _curves(rows) -> dict:
   """{'step': [...], name: [...], 'every': n}: means of n updates in a row."""
   every = max(math.ceil(len(rows) / MOST_POINTS), 1)
-  names = (
-    [name for name in rows[0] if name not in ('step', 'time')] if rows else []
-  )
+  names = dict.fromkeys(name for row in rows for name in row)
   parts = [rows[n : n + every] for n in range(0, len(rows), every)]
   curves = {'every': every, 'step': [part[-1]['step'] for part in parts]}
   for name in names:
+    if name in ('step', 'time'):
+      continue
     values = [_mean([row.get(name) for row in part]) for part in parts]
     if any(value is not None for value in values):
       curves[name] = values
@@ -127,26 +128,41 @@ def _rollouts(inspected, samples, most_bytes) -> dict:
   def identity(row):
     return row['step'], row.get('id'), row.get('response')
 
-  known = {identity(row) for row in inspected}
-  rest = [row for row in samples if identity(row) not in known]
-  kept, size = [], 0
+  kept, size, is_shown = [], 0, collections.Counter()
+
+  def others():
+    """The samples without those that are shown with tokens."""
+    left = is_shown.copy()
+    for row in samples:
+      if left[identity(row)]:
+        left[identity(row)] -= 1
+      else:
+        yield row
+
+  rest = []
   # An eighth of the room is kept for the samples.
-  for rows, limit in ((inspected, most_bytes * 7 // 8), (rest, most_bytes)):
-    for row in _spread(rows):
+  for name, limit in (
+    ('inspect', most_bytes * 7 // 8),
+    ('samples', most_bytes),
+  ):
+    if name == 'samples':
+      rest = list(others())
+    for row in _spread(rest if name == 'samples' else inspected):
       try:
         packed = _packed(row)
       except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-          f'inspect.jsonl: a row of step {row["step"]} is of another version of'
+          f'{name}.jsonl: a row of step {row["step"]} is of another version of'
           ' ogls_jax, or broken; move the file away'
         ) from error
       # All of them together take less.
       text = json.dumps(packed, separators=(',', ':'))
       more = len(zlib.compress(text.encode(), 6)) * 4 // 3
       if size + more > limit:
-        break
+        continue
       size += more
       kept.append(packed)
+      is_shown[identity(row)] += 1
   kept.sort(key=lambda row: row['step'])
   return {
     'num_inspected': len(inspected),
@@ -188,6 +204,9 @@ def _packed(row) -> dict:
     'is_scored',
   )  # fmt: skip
   packed = {name: row.get(name) for name in names}
+  for name in ('id', 'question', 'answer', 'response'):
+    if not isinstance(packed[name], str):
+      raise TypeError(f'{name} is no text')
   if 'tokens' not in row:
     return packed
   more = (

@@ -118,7 +118,6 @@ class Reporter:
     self._log_also(number, row)
     for text in warnings:
       hosts.say(f'warning: step {number}: {text}')
-    self._stop_if_broken(number, values)
     # A loss over no tokens is no number.
     has_loss = values.get('steered_rollout_fraction', 1.0) > 0
     log, num_steps = self._config.log, self._config.num_steps
@@ -128,15 +127,19 @@ class Reporter:
         self._writer.sample(number, sample)
     for row in round_.make_rows() if round_.make_rows else ():
       self._writer.inspected(number, row)
+    self._stop_if_broken(number, values)
     text = ' '.join(
       f'{label} {values[name]:.3f}'
       for label, name in (('reward', 'reward_mean'), ('loss', 'loss'))
       if name in values and (has_loss or name != 'loss')
     )
+    # By doubling, too: with a budget num_steps is far beyond the end.
+    is_power_of_2 = number & (number - 1) == 0
+    is_tenth = number % max(num_steps // 10, 1) == 0
     self._progress.update(
       number,
       f'{text} {values["tokens_per_second"]:.0f} tokens/s',
-      is_printed=number % max(num_steps // 10, 1) == 0 or number < 4,
+      is_printed=is_tenth or is_power_of_2 or number == 3,
     )
 
   def _stop_if_broken(self, number, values):

@@ -9,7 +9,8 @@ import numpy as np
 from ogls_jax import scores
 from ogls_jax.intervals import (
   Interval,
-  draw_places,
+  draw_weights,
+  group_sums,
   interval_of,
   mean_interval,
 )
@@ -23,7 +24,11 @@ LIKELIHOODS = ('sum', 'token', 'byte')
 
 
 def summarize(
-  questions: Sequence[Question], rows: Sequence[dict], min_reward: float
+  questions: Sequence[Question],
+  rows: Sequence[dict],
+  min_reward: float,
+  *,
+  has_votes: bool = True,
 ) -> dict[str, Interval]:
   """Figures by name; shares in [0, 1], means over questions but for F1s.
 
@@ -31,6 +36,8 @@ def summarize(
     questions: Q of them.
     rows: of generations.jsonl, all of each question.
     min_reward: a rollout of at least this reward is correct.
+    has_votes: whether responses say what they vote for (`scores.answer_of`);
+      of a task of one's own nothing is known.
   """
   by_kind = {kind: collections.defaultdict(list) for kind in KINDS}
   for row in rows:
@@ -38,7 +45,7 @@ def summarize(
   found = {}
   if by_kind['sample']:
     rows_QG = [by_kind['sample'][q.id] for q in questions]
-    found |= _of_samples(questions, rows_QG, min_reward)
+    found |= _of_samples(questions, rows_QG, min_reward, has_votes)
   if by_kind['greedy']:
     rows_Q1 = [by_kind['greedy'][q.id] for q in questions]
     found |= _of_greedy(questions, rows_Q1, min_reward)
@@ -61,14 +68,14 @@ def _values(rows_QG, name):
   return np.array([[row[name] for row in rows] for rows in rows_QG], float)
 
 
-def _of_samples(questions, rows_QG, min_reward):
+def _of_samples(questions, rows_QG, min_reward, has_votes):
   correct_QG = _correct(rows_QG, min_reward)
   num = correct_QG.shape[1]
   values = {f'avg@{num}': correct_QG.mean(1)}
   ks = [2**i for i in range(1, num.bit_length()) if 2**i < num]
   for k in [*ks, num][: num - 1]:  # of one rollout they are the average
     values[f'pass@{k}'] = scores.pass_at(num, correct_QG.sum(1), k)
-  if num > 2:
+  if num > 2 and has_votes:
     values[f'maj@{num}'] = np.array(
       [
         scores.majority(
@@ -93,13 +100,15 @@ def _of_samples(questions, rows_QG, min_reward):
     ]
   )
   values['grader_timeouts'] = _values(rows_QG, 'is_timeout').mean(1)
-  found = {name: mean_interval(value_Q) for name, value_Q in values.items()}
+  groups = superglue.groups_of(questions)
+  found = {name: mean_interval(of, groups) for name, of in values.items()}
   return found | _superglue(questions, rows_QG, '')
 
 
 def _of_greedy(questions, rows_Q1, min_reward):
   correct_Q = _correct(rows_Q1, min_reward)[:, 0]
-  found = {'greedy': mean_interval(correct_Q)}
+  groups = superglue.groups_of(questions)
+  found = {'greedy': mean_interval(correct_Q, groups)}
   return found | _superglue(questions, rows_Q1, 'greedy/')
 
 
@@ -113,7 +122,8 @@ def _of_likelihoods(questions, rows_Q):
       choice = question.choices[choice_scores.best(by)]
       rows_Q1.append([{'response': choice}])
       correct_Q.append(choice in superglue.right_answers(question))
-    found[f'likelihood_{by}'] = mean_interval(np.array(correct_Q, float))
+    groups = superglue.groups_of(questions)
+    found[f'likelihood_{by}'] = mean_interval(correct_Q, groups)
     found |= _superglue(questions, rows_Q1, f'likelihood_{by}/')
   return found
 
@@ -128,44 +138,26 @@ def _superglue(questions, rows_QG, prefix) -> dict[str, Interval]:
       if question.choices and superglue.task_of(question)
     ]
     pairs_G.append(superglue_metrics.pairs_of(known))
-  tasks = sorted(pairs_G[0])
-  if not tasks:
-    return {}
-  draws = [
-    draw_places(
-      # The answers to the questions on one text are drawn together.
-      [q.fields.get('paragraph_idx', q.id) for q, _ in pairs_G[0][task]],
-      seed=zlib.crc32(task.encode()),
-    )
-    for task in tasks
-  ]
-  resampled = [
-    _mean_scores(
-      [
-        {
-          task: [pairs[task][place] for place in places]
-          for task, places in zip(tasks, draw, strict=True)
-        }
-        for pairs in pairs_G
+  found, means = {}, []
+  for task in sorted(pairs_G[0]):
+    groups = superglue.groups_of([q for q, _ in pairs_G[0][task]])
+    weights_NP = draw_weights(len(set(groups)), seed=zlib.crc32(task.encode()))
+    of_metrics = []
+    for name, metric in superglue_metrics.METRICS[task].items():
+      sums_G = [
+        group_sums(metric.counts(pairs[task]), groups) for pairs in pairs_G
       ]
-    )
-    for draw in zip(*draws, strict=True)
-  ]
-  values = _mean_scores(pairs_G)
-  if len(tasks) == 1:
-    del values['average']
-  return {
-    prefix + name: interval_of(value, [each[name] for each in resampled])
-    for name, value in values.items()
-  }
-
-
-def _mean_scores(pairs_G) -> dict[str, float]:
-  scores_G = [superglue_metrics.score(pairs) for pairs in pairs_G]
-  return {
-    name: float(np.mean([each[name] for each in scores_G]))
-    for name in scores_G[0]
-  }
+      value = np.mean([metric.value(sums_PC.sum(0)) for sums_PC in sums_G])
+      drawn_N = np.mean(
+        [metric.value(weights_NP @ sums_PC) for sums_PC in sums_G], 0
+      )
+      found[f'{prefix}{task}/{name}'] = interval_of(value, drawn_N)
+      of_metrics.append(np.append(drawn_N, value))
+    means.append(np.mean(of_metrics, 0))
+  if len(means) > 1:
+    *drawn_N, value = np.mean(means, 0)
+    found[f'{prefix}average'] = interval_of(value, drawn_N)
+  return found
 
 
 def table(found: dict[str, Interval]) -> str:

@@ -7,7 +7,7 @@ import pathlib
 
 from ml_collections import config_dict
 
-from ogls_jax import build, warmup
+from ogls_jax import build, hosts, warmup
 from ogls_jax.errors import UserError
 from ogls_jax.json_file import read_json
 from ogls_jax.models.settings import DecoderSettings
@@ -66,7 +66,8 @@ def load_run(
         f'{flag} has no checkpoint yet; train it, or ask for step 0, the model'
         ' it begins with'
       )
-    step = max(steps) if step is None else step
+    if step is None:  # while it is trained hosts may see others
+      (step,) = hosts.largest(max(steps))
     if step and step not in steps:
       known = ', '.join(map(str, [0, *steps]))
       raise UserError(
@@ -118,13 +119,14 @@ def check_teacher_rows(num_rows: int, ours: int, *, flag: str) -> None:
     )
 
 
-def load_kd_teacher(
-  config: config_dict.ConfigDict, tokenizer: Tokenizer, mesh
-) -> build.Model:
-  """The model of kd.teacher_path, or of the finished run in teacher_workdir.
+def check_kd_teacher(
+  config: config_dict.ConfigDict, tokenizer: Tokenizer
+) -> tuple[config_dict.ConfigDict, DecoderSettings, str]:
+  """(config of the model that teaches, its settings, what names it in errors).
 
   Raises:
-    UserError: there is no such model, or its ids are not those of `tokenizer`.
+    UserError: there is no such model, the run in kd.teacher_workdir is not
+      finished, or its ids are not those of `tokenizer`.
   """
   theirs, flag = kd_teacher_config(config)
   workdir = pathlib.Path(config.kd.teacher_workdir)
@@ -140,6 +142,19 @@ def load_kd_teacher(
   settings = build.decoder_settings(theirs, their_tokenizer.vocab_size)
   ours = build.decoder_settings(config, tokenizer.vocab_size).vocab_size
   check_teacher_rows(settings.vocab_size, ours, flag=flag)
-  if is_run:
-    return load_run(workdir, mesh, step=theirs.num_steps, flag=flag).student
-  return build.base_model(theirs, settings, mesh)
+  return theirs, settings, flag
+
+
+def load_kd_teacher(
+  config: config_dict.ConfigDict, tokenizer: Tokenizer, mesh
+) -> build.Model:
+  """The model of kd.teacher_path, or of the finished run in teacher_workdir.
+
+  Raises:
+    UserError: as `check_kd_teacher`.
+  """
+  theirs, settings, flag = check_kd_teacher(config, tokenizer)
+  if config.kd.teacher_path:
+    return build.base_model(theirs, settings, mesh)
+  workdir = pathlib.Path(config.kd.teacher_workdir)
+  return load_run(workdir, mesh, step=theirs.num_steps, flag=flag).student

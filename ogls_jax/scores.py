@@ -51,7 +51,8 @@ def majority(
 
   Args:
     answers: of the rollouts of one question; None does not vote.
-    is_correct: of the same rollouts. Equal answers have equal verdicts.
+    is_correct: of the same rollouts. Where the verdicts of one answer differ
+      (it was spelled in two ways), their mean counts.
 
   Returns:
     0 where nothing votes.
@@ -60,9 +61,11 @@ def majority(
   if not votes:
     return 0.0
   most = max(votes.values())
-  verdicts = dict(zip(answers, is_correct, strict=True))
+  num_right = collections.Counter()
+  for answer, is_right in zip(answers, is_correct, strict=True):
+    num_right[answer] += bool(is_right)
   tied = [answer for answer, num in votes.items() if num == most]
-  return sum(map(bool, map(verdicts.get, tied))) / len(tied)
+  return sum(num_right[answer] / most for answer in tied) / len(tied)
 
 
 def num_markers(text: str) -> int:

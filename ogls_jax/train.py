@@ -29,6 +29,7 @@ from ogls_jax.notice import StopNotice
 from ogls_jax.programs import make_programs, round_rules
 from ogls_jax.questions import load_questions
 from ogls_jax.runs import load_kd_teacher
+from ogls_jax.tasks import superglue
 from ogls_jax.validate import validate
 from ogls_jax.validate_inputs import (
   check_questions,
@@ -159,7 +160,8 @@ def train(
     if config.eval.has_before_after:
       after = loop.accuracy(parts, state, 'after')
     counters.seconds['evaluation'] += time.monotonic() - began
-    return _write_summary(workdir, config, counters, after)
+    groups = superglue.groups_of(parts.held_out)
+    return _write_summary(workdir, config, counters, after, groups)
 
 
 def _warmed(config, base, questions, maker, mesh, workdir, notice):
@@ -171,7 +173,7 @@ def _warmed(config, base, questions, maker, mesh, workdir, notice):
   return base, {'warmup': time.monotonic() - began}
 
 
-def _write_summary(workdir, config, counters, after) -> dict:
+def _write_summary(workdir, config, counters, after, groups) -> dict:
   summary = {
     'method': config.method,
     'seed': config.seed,
@@ -186,7 +188,7 @@ def _write_summary(workdir, config, counters, after) -> dict:
       ('after', after_Q),
       ('gain', after_Q - before_Q),
     ):
-      interval = mean_interval(values)
+      interval = mean_interval(values, groups)
       summary[f'accuracy_{name}'] = dataclasses.asdict(interval)
   path = workdir / 'summary.json'
   if hosts.is_first():

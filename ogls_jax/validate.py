@@ -216,7 +216,9 @@ def _check_values(config):
   if config.grading.symbolic_seconds:
     seconds = config.grading.symbolic_seconds
     symbolic.check_installed(f'grading.symbolic_seconds = {seconds}')
-  if config.log.wandb_project and importlib.util.find_spec('wandb') is None:
+  found = importlib.util.find_spec('wandb')
+  # A folder `wandb` of runs, which W&B makes, has a spec without an origin.
+  if config.log.wandb_project and (found is None or found.origin is None):
     raise UserError(
       f'log.wandb_project = {config.log.wandb_project!r} needs W&B: pip install'
       " wandb, or set it to ''"

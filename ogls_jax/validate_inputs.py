@@ -5,6 +5,7 @@ import logging
 from ml_collections import config_dict
 
 from ogls_jax.errors import UserError
+from ogls_jax.tasks import superglue
 from ogls_jax.tasks.question import Question
 from ogls_jax.validate import Sizes, get
 
@@ -73,6 +74,26 @@ def check_choices(
         f'row {question.id!r} has no `choices`, which {needs} needs; add them,'
         ' or choose another'
       )
+    _check_superglue_fields(question)
+
+
+def _check_superglue_fields(question):
+  """What the metrics of MultiRC and ReCoRD read."""
+  task, fields = superglue.task_of(question), question.fields
+  why = f'row {question.id!r} is of {task}, by its id or its field `task`, and'
+  if task == 'multirc':
+    for name in ('paragraph_idx', 'question_idx'):
+      if not isinstance(fields.get(name), int):
+        raise UserError(
+          f'{why} {name} = {fields.get(name)!r} is no integer; it says which'
+          ' answers belong together'
+        )
+  if task == 'record' and not isinstance(
+    fields.get('answers', []), list | tuple
+  ):
+    raise UserError(
+      f'{why} answers = {fields["answers"]!r} is no list; give one'
+    )
 
 
 def check_questions(

@@ -36,7 +36,7 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
     more = len(changed) - _SHOWN
     raise UserError(
       f'{flag} holds a run with another config: {"; ".join(changed[:_SHOWN])}'
-      f'{f" (and {more} more)" if more > 0 else ""}; use another workdir, or'
+      f'{f" (and {more} more)" if more > 0 else ""}; use another folder, or'
       f' the config in {path}'
     )
   return True

@@ -5,6 +5,7 @@ import numpy as np
 from ogls_jax import (
   comparison,
   comparison_plots,
+  paired,
   spending,
   variants,
 )
@@ -15,8 +16,11 @@ REFERENCE = 'opsd:distill.response_tokens=8'
 
 
 def figures(shares, seconds=(), tokens=(), num_rollouts=0):
+  names = 'abcdefgh'[: len(shares)]
   return comparison.RunFigures(
-    shares=dict(zip('abcdefgh', shares, strict=False)),
+    shares=paired.Shares(
+      dict(zip(names, shares, strict=True)), {name: name for name in names}
+    ),
     response_tokens=4.0,
     truncated_fraction=0.5,
     repeated_fraction=0.25,
@@ -127,6 +131,11 @@ def test_curves_have_what_all_seeds_have():
   steps, values_SX = comparison_plots.accuracy_curve(*args)
   assert steps == [0, 2, 3]
   assert values_SX.tolist() == [[0.1, 0.5, 0.8], [0.2, 0.5, 0.9]]
+  # Seeds that end at other updates, as of a budget, end in one place.
+  args = rows_S, [0.1, 0.2], [0.8, 0.9]
+  steps, values_SX = comparison_plots.accuracy_curve(*args)
+  assert steps == [0, 2, 4]
+  assert values_SX.tolist() == [[0.1, 0.5, 0.8], [0.2, 0.7, 0.9]]
   nothing = [[row(1, None)]] * 2
   assert comparison_plots.curve(nothing, 'kl') is None
 

@@ -1,6 +1,7 @@
 """The evaluation command: what it asks, keeps, continues and says."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -43,7 +44,8 @@ def whole(run, tmp_path_factory):
 def test_it_says_what_training_said_of_the_same_model(run, tmp_path):
   config, workdir, summary = run
   found = evaluate.evaluate(config, tmp_path / 'after', workdir=workdir)
-  assert found['model'] == {'workdir': str(workdir), 'step': 2}
+  assert found['model']['workdir'] == str(workdir)
+  assert found['model']['step'] == 2
   assert found['metrics']['avg@2'] == summary['accuracy_after']
   assert 0.2 < summary['accuracy_after']['mean'] < 0.9
   found = evaluate.evaluate(
@@ -132,7 +134,7 @@ def test_an_exported_folder_says_the_same(run, whole, tmp_path):
     model__path=str(tmp_path / 'merged'), model__tokenizer_path='',
   )  # fmt: skip
   found = evaluate.evaluate(config, tmp_path / 'out')
-  assert found['model'] == {'path': str(tmp_path / 'merged')}
+  assert found['model']['path'] == str(tmp_path / 'merged')
   ours, theirs = (
     [
       # SentencePiece writes a token that is unknown, other tokenizers do not.
@@ -142,6 +144,11 @@ def test_an_exported_folder_says_the_same(run, whole, tmp_path):
     for out in (whole[0], tmp_path / 'out')
   )
   assert ours == theirs and len(ours) == 60
+  # Other weights at the same place are another model.
+  shutil.rmtree(tmp_path / 'merged')
+  export.export(run[1], tmp_path / 'merged', step=0, export_format='merged')
+  with pytest.raises(UserError, match=r'model\.checksum = '):
+    evaluate.evaluate(config, tmp_path / 'out')
 
 
 def test_pairs_of_two_evaluations(run, whole, tmp_path):
@@ -159,6 +166,19 @@ def test_pairs_of_two_evaluations(run, whole, tmp_path):
     paired.compare(whole[0], tmp_path / 'c')
   with pytest.raises(UserError, match='has no results.json'):
     paired.compare(whole[0], tmp_path)
+  claim = json.loads((tmp_path / 'b' / 'results.json').read_text())
+  for key, value in (('min_reward', 1.0), ('data', {'task': 'math'})):
+    changed = claim | {'config': claim['config'] | {key: value}}
+    (tmp_path / 'b' / 'results.json').write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=f'judged differently: .*{key}'):
+      paired.compare(whole[0], tmp_path / 'b')
+  (tmp_path / 'b' / 'results.json').write_text(json.dumps(claim))
+  path = tmp_path / 'b' / 'generations.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True)
+  for kept in (lines[1:], lines[:-2], []):
+    path.write_bytes(b''.join(kept))
+    with pytest.raises(UserError, match='has not 2 rollouts .sample. of each'):
+      paired.compare(whole[0], tmp_path / 'b')
 
 
 def test_bad_input_is_one_line(run, whole, tmp_path):

@@ -1,5 +1,6 @@
 """Several processes on one machine, as several hosts of a pod."""
 
+import json
 import os
 import pathlib
 import runpy
@@ -41,16 +42,18 @@ def launch(module, *arguments, num_devices=4):
 def train_by_two(workdir, config, *flags, of_second=(), module='train'):
   """Two processes of 4 devices each that train `config`, or another command.
 
-  A flag in `of_second` counts, where it is given twice.
+  A flag in `of_second` counts, where it is given twice. A comparison is kept in
+  `workdir`.
   """
   overrides = [
     f'--config.{key}={value}'
     for key, value in changed_from('configs/tiny.py', config)
   ]
   where = f'--coordinator=127.0.0.1:{free_port()}'
+  folder = 'out' if module == 'compare' else 'workdir'
   return [
     launch(
-      f'ogls_jax.{module}', '--config=configs/tiny.py', f'--workdir={workdir}',
+      f'ogls_jax.{module}', '--config=configs/tiny.py', f'--{folder}={workdir}',
       where, '--num_processes=2', f'--process_id={n}', *overrides, *flags,
       *(of_second if n else ()),
     )
@@ -176,6 +179,29 @@ def test_a_run_survives_a_notice_and_a_death(tmp_path):
   by_one, by_two = (read_rows(x / 'generations.jsonl') for x in folders)
   assert by_one == by_two and len(by_one) == 18
   assert len({row['response'] for row in by_one}) > 9
+
+
+def test_a_comparison_by_two_is_that_of_one(tmp_path):
+  """With a budget, whose end the hosts have to agree on; and once more."""
+  config = small_config(num_steps=2, mesh__fsdp=2)
+  flags = ['--methods=base,sft,grpo', '--reference=sft', '--seeds=1']
+  flags += ['--budget=tokens']
+  found = []
+  for _ in range(2):  # trained, then read
+    pair = train_by_two(tmp_path, config, *flags, module='compare')
+    for code, text in ends(pair):
+      assert code == 0, text[-2000:]
+    found.append((tmp_path / 'compare.json').read_bytes())
+  assert found[0] == found[1]
+  variants = json.loads(found[0])['variants']
+  tokens = [variants[name]['training_tokens'][0] for name in ('sft', 'grpo')]
+  assert variants['sft']['updates'] == [2] and tokens[1] >= 0.5 * tokens[0]
+  for name in ('sft', 'grpo'):
+    (workdir,) = variants[name]['runs']
+    assert (
+      len(read_rows(pathlib.Path(workdir) / 'metrics.jsonl'))
+      == (variants[name]['updates'][0])
+    )
 
 
 def test_hosts_with_different_configs_stop(tmp_path):

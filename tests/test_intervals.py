@@ -50,14 +50,43 @@ def test_what_belongs_together_is_drawn_together():
   """Ten copies of each value say no more than one."""
   values = np.random.default_rng(2).normal(size=40)
   copies, groups = np.repeat(values, 10), np.repeat(np.arange(40), 10)
-  spreads = [
-    np.std([each[i].mean() for i in intervals.draw_places(of, seed=0)])
-    for each, of in (
-      (values, np.arange(40)), (copies, groups), (copies, np.arange(400)),
-    )
-  ]  # fmt: skip
-  np.testing.assert_allclose(spreads[1], spreads[0], rtol=1e-6)
-  assert spreads[2] < spreads[0] / 2
+  found, of_copies, apart = (
+    intervals.mean_interval(*of)
+    for of in ((values,), (copies, groups), (copies,))
+  )
+  np.testing.assert_allclose(
+    [of_copies.low, of_copies.high], [found.low, found.high], rtol=1e-6
+  )
+  assert apart.high - apart.low < (found.high - found.low) / 2
+
+
+def test_weights_are_of_draws_with_replacement():
+  """The spread of the mean, drawn so, is its standard error."""
+  values_P = np.random.default_rng(2).normal(size=60)
+  weights_NP = intervals.draw_weights(60, seed=0)
+  assert (weights_NP.sum(1) == 60).all() and weights_NP.max() > 2
+  error = values_P.std() / 60**0.5
+  spread = (weights_NP @ values_P / 60).std()
+  np.testing.assert_allclose(spread, error, rtol=0.1)
+
+
+def test_a_test_of_questions_on_one_text_is_not_too_sure():
+  """20 texts of 30 questions; no difference but chance by text: 5% reject."""
+  rng, rejected = np.random.default_rng(4), {'texts': 0, 'questions': 0}
+  groups = np.repeat(np.arange(20), 30)
+  for _ in range(60):
+    by_text_P = rng.normal(0, 0.3, 20)
+    ours_Q = by_text_P[groups] + rng.normal(0, 0.3, 600)
+    of_texts = intervals.paired(ours_Q, np.zeros(600), groups)
+    rejected['texts'] += of_texts.p_value < 0.05
+    apart = intervals.paired(ours_Q, np.zeros(600))
+    rejected['questions'] += apart.p_value < 0.05
+  assert rejected['texts'] <= 8 and rejected['questions'] > 20
+
+
+def test_one_question_says_nothing():
+  found = intervals.paired([1.0], [0.0])
+  assert found == intervals.Paired(intervals.Interval(1.0, 1.0, 1.0), 1.0)
 
 
 def test_pairs_see_what_two_intervals_do_not():
@@ -93,6 +122,7 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k(num):
     ('aab', [1, 1, 0], 1), ('abb', [1, 0, 0], 0), ('ab', [1, 0], 0.5),
     ('aabbc', [1, 1, 0, 0, 0], 0.5), ([None, None, 'a'], [0, 0, 1], 1),
     ([None, None], [0, 0], 0), ('aabbc', [0, 0, 0, 0, 1], 0),
+    ('aaab', [1, 0, 0, 1], 1 / 3), ('aaab', [0, 0, 1, 1], 1 / 3),
   ],
 )  # fmt: skip
 def test_the_most_votes_win(answers, is_correct, expected):

@@ -74,15 +74,20 @@ def test_questions_are_scored_on_any_mesh(maker, shape):
   grid = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)))
   with jax.set_mesh(grid):
     placed = jax.device_put(params, mesh.shardings_of(params, grid))
-    scores = label_likelihood.score_choices(
-      functools.partial(score, placed, frozen),
-      QUESTIONS,
-      maker,
-      grid,
-      batch_questions=max(2, shape[0] * shape[1]),
-      bucket_tokens=4,
+    batches = list(
+      label_likelihood.score_choices(
+        functools.partial(score, placed, frozen),
+        QUESTIONS,
+        maker,
+        grid,
+        batch_questions=max(2, shape[0] * shape[1]),
+        bucket_tokens=4,
+      )
     )
-  assert len(scores) == 3
+  assert len(batches) == -(-3 // max(2, shape[0] * shape[1]))
+  pairs = [pair for batch in batches for pair in batch]
+  assert [question for question, _ in pairs] == QUESTIONS
+  scores = [found for _, found in pairs]
   encode = maker.tokenizer.encode
   for question, found in zip(QUESTIONS, scores, strict=True):
     prompt = maker.student_ids(question)

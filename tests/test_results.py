@@ -82,6 +82,26 @@ def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
     )
 
 
+def test_texts_that_are_drawn_twice_count_twice():
+  """One answer to each text: exact questions are right answers."""
+  rng = np.random.default_rng(1)
+  questions = [multirc(n, 0, 'yes', n) for n in range(83)]
+  rows = [row(q, str(rng.choice(['yes', 'no']))) for q in questions]
+  found = results.summarize(questions, rows, 1.0)
+  for side in ('mean', 'low', 'high'):
+    np.testing.assert_allclose(
+      getattr(found['multirc/em'], side), getattr(found['avg@1'], side),
+      atol=0.02,
+    )  # fmt: skip
+
+
+def test_nothing_votes_in_a_task_of_ones_own():
+  question = Question('1', '?', 'x')
+  rows = [row(question, 'Answer: x', n) for n in range(4)]
+  found = results.summarize([question], rows, 1.0, has_votes=False)
+  assert not [name for name in found if name.startswith('maj')]
+
+
 def test_likelihoods_choose_by_sum_token_and_byte():
   questions = [cb('neutral', 0), cb('entailment', 1)]
   # The first choice is the most likely by token, the last by the sum.

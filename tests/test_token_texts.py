@@ -62,7 +62,8 @@ def test_any_ids_have_texts_in_time_that_grows_with_their_number(tokenizer):
   assert sum(calls) < 40 * len(ids)
   whole = original(ids)
   rest = text_after(whole, texts)
-  assert whole.endswith(rest) and len(rest) < len(whole)
+  # Bytes at the end that are no whole character may be missing.
+  assert ''.join(texts) + rest == whole and len(rest) < 4
 
 
 def test_names(tokenizer):

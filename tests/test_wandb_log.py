@@ -15,62 +15,110 @@ CHANGES = dict(
 )  # fmt: skip
 
 
+class Service:
+  """What W&B keeps of each run, by id; and where it fails."""
+
+  def __init__(self):
+    self.begun, self.rows, self.codes = [], {}, []
+    self.fails_at = None
+
+  def init(self, **arguments):
+    self._fail('init')
+    self.begun.append(arguments)
+    return Run(self, self.rows.setdefault(arguments['id'], {}))
+
+  def _fail(self, name):
+    if self.fails_at == name:
+      raise ConnectionResetError('the service is gone')
+
+
 class Run:
-  def __init__(self, calls):
-    self.calls = calls
+  def __init__(self, service, rows):
+    self.service, self.rows = service, rows
+    self.step = max(rows, default=-1) + 1
 
   def log(self, row, step):
-    self.calls.append((step, row))
+    self.service._fail(f'log {step}')
+    if step in self.rows or step < max(self.rows, default=0):
+      raise AssertionError(f'step {step} a second time')
+    self.rows[step] = row
 
-  def finish(self):
-    self.calls.append('finished')
+  def finish(self, exit_code):
+    self.service._fail('finish')
+    self.service.codes.append(exit_code)
 
 
 @pytest.fixture
 def wandb(monkeypatch):
-  calls = []
-
-  def init(**arguments):
-    calls.append(arguments)
-    return Run(calls)
-
+  service = Service()
   module = types.ModuleType('wandb')
-  module.init = init
-  module.__spec__ = types.SimpleNamespace(name='wandb')
+  module.init = service.init
+  module.Settings = types.SimpleNamespace
+  module.__spec__ = types.SimpleNamespace(name='wandb', origin='here')
   monkeypatch.setitem(sys.modules, 'wandb', module)
-  return calls
+  return service
 
 
 def test_it_gets_the_metrics_and_goes_on_after_a_stop(wandb, tmp_path):
   workdir, config = tmp_path / 'run', small_config(**CHANGES)
   train.train(config, workdir, stop_after_steps=2)
   train.train(config, workdir)
-  begun = [call for call in wandb if isinstance(call, dict)]
-  assert len(begun) == wandb.count('finished') == 2
-  assert begun[0] == begun[1] and begun[0]['resume'] == 'allow'
-  assert begun[0]['project'] == 'mine' and begun[0]['name'] == 'run'
-  assert begun[0]['config']['num_steps'] == 3
-  logged = [call for call in wandb if isinstance(call, tuple)]
+  first, second = wandb.begun
+  assert first == second and first['resume'] == 'allow'
+  assert first['project'] == 'mine' and first['name'] == 'run'
+  assert first['config']['num_steps'] == 3
+  assert wandb.codes == [0, 0]
+  kept = wandb.rows[first['id']]
   rows = read_rows(workdir / 'metrics.jsonl')
-  assert [step for step, _ in logged] == [1, 2, 3]
-  for row, (_, values) in zip(rows, logged, strict=True):
+  assert list(kept) == [row['step'] for row in rows] == [1, 2, 3]
+  for row in rows:
     # Without what has no number, which W&B would draw as a gap.
-    kept = {k: v for k, v in row.items() if v is not None}
-    assert kept == values | {'step': row['step'], 'time': row['time']}
-  # Another workdir is another run.
-  train.train(config, tmp_path / 'other')
-  ids = [call['id'] for call in wandb if isinstance(call, dict)]
-  assert ids[0] == ids[1] != ids[2]
+    known = {k: v for k, v in row.items() if v is not None}
+    assert known == kept[row['step']] | {
+      'step': row['step'],
+      'time': row['time'],
+    }
+  # Another workdir is another run, at the same place, too.
+  workdir.rename(tmp_path / 'old')
+  train.train(config, workdir)
+  assert wandb.begun[2]['id'] != first['id']
+
+
+@pytest.mark.parametrize('where', ['init', 'log 2', 'finish'])
+def test_where_it_fails_training_goes_on(wandb, tmp_path, capsys, where):
+  config, workdir = small_config(**CHANGES), tmp_path / 'run'
+  wandb.fails_at = where
+  assert train.train(config, workdir, stop_after_steps=2) == {}
+  assert (
+    'W&B gets no more of this run (ConnectionReset' in capsys.readouterr().out
+  )
+  # What it missed is sent once it is back.
+  wandb.fails_at = None
+  assert train.train(config, workdir)['num_steps'] == 3
+  (rows,) = wandb.rows.values()
+  assert list(rows) == [1, 2, 3]
+
+
+def test_a_run_that_failed_is_shown_as_failed(wandb, tmp_path):
+  config = small_config(
+    **CHANGES, optimizer__max_skipped_steps=0, optimizer__learning_rate=1e38
+  )
+  with pytest.raises(FloatingPointError):
+    train.train(config, tmp_path)
+  assert wandb.codes == [1]
 
 
 def test_it_is_not_asked_where_the_config_does_not(wandb, tmp_path):
   config = small_config(**CHANGES | {'log__wandb_project': '', 'num_steps': 1})
   train.train(config, tmp_path)
-  assert wandb == []
+  assert wandb.begun == []
 
 
 def test_without_it_there_is_one_line(monkeypatch, tmp_path):
-  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   config = small_config(**CHANGES, grading__symbolic_seconds=0)
-  with pytest.raises(UserError, match="log.wandb_project = 'mine' needs W&B"):
-    train.train(config, tmp_path)
+  # A folder that W&B left is no package.
+  folder = types.SimpleNamespace(origin=None)
+  for found in (None, folder):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, _=found: _)
+    with pytest.raises(UserError, match="log.wandb_project = 'mine' needs W&B"):
+      train.train(config, tmp_path)

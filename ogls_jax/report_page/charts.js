@@ -106,14 +106,17 @@ function drawChart(title, names, unit, curves, warnings) {
     cursor.setAttribute('x1', x(steps[at]));
     cursor.setAttribute('x2', x(steps[at]));
     read.textContent = `${label(at)} at ${steps[at]}`;
+    box.setAttribute('aria-valuenow', String(steps[at]));
+    box.setAttribute('aria-valuetext', read.textContent);
   };
-  show(null);
 
+  // A slider: readers of the screen say its value as the arrow keys move it.
   const box = make('figure', {
-    tabindex: '0', role: 'img',
-    'aria-label': `${title}: from ${figure(Math.min(...values))} to ${figure(Math.max(...values))}, `
-      + `last ${label(steps.length - 1)}; arrow keys read the curve`,
+    tabindex: '0', role: 'slider',
+    'aria-label': `${title}: from ${figure(Math.min(...values))} to ${figure(Math.max(...values))}`,
+    'aria-valuemin': String(first), 'aria-valuemax': String(last),
   }, make('figcaption', {}, make('b', {}, title), unit ? ` ${unit}` : '', read), svg);
+  show(null);
   if (names.length > 1) {
     box.append(make('p', { class: 'legend' }, ...names.flatMap((name, n) => [
       make('i', { class: `c${n}` }), `${name.replace('seconds_', '')} `,

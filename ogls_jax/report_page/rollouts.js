@@ -16,6 +16,9 @@ const KLS = {
   forward: 'KL(steered || student)', reverse: 'KL(student || steered)', jsd: 'JSD',
 };
 
+// The methods whose teacher has a strength.
+const STEERED = ['ogls_sd', 'pos_only'];
+
 class Browser {
   constructor(run) {
     this.run = run;
@@ -26,6 +29,8 @@ class Browser {
     this.scale = { divergence: this.strong('divergence'), moved: this.strong('moved') };
     this.found = [];
     this.place = 0;
+    this.spans = [];
+    this.token = 0;
     this.setUpFilters();
     this.setUpKeys();
     this.filter();
@@ -92,7 +97,8 @@ class Browser {
   item(row, place) {
     const kind = rewardKind(row);
     const values = this.mode === 'none' ? null : row[this.mode];
-    const mean = values && values.reduce((a, b) => a + (b || 0), 0) / values.length;
+    const known = values && values.filter((v) => v !== null);
+    const mean = known && known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
     return make('div', { role: 'option', id: `rollout-${place}`, 'data-place': place, class: kind, 'aria-selected': 'false' },
       make('span', { class: 'top' },
         make('b', {}, `step ${row.step}`),
@@ -225,9 +231,10 @@ class Browser {
     const text = row.tokens[t] || row.names[own] || String(own);
     const columns = names.map((name) => {
       const items = row.top_ids[name][t].map((id, k) => {
-        const share = row.top[name][t][k] / 10000;
+        const units = row.top[name][t][k];
+        const share = units === null ? null : units / 10000;
         const bar = make('i', { class: 'bar' });
-        bar.style.setProperty('--share', share.toFixed(4));
+        bar.style.setProperty('--share', (share || 0).toFixed(4));
         return make('li', { class: id === own ? 'own' : '' },
           bar, make('bdi', {}, spelled(row.names[id])), make('b', {}, percent(share)));
       });
@@ -246,7 +253,8 @@ class Browser {
         ` token ${t + 1} of ${row.tokens.length}, id ${own} `,
         make('span', {}, KLS[this.run.kl] || 'divergence', ' ', make('b', {}, figure(row.divergence[t])), ' nats'),
         make('span', {}, 'KL(steered || anchor) ', make('b', {}, figure(row.moved[t])), ' nats'),
-        make('span', {}, 'strength ', make('b', {}, figure(row.strength)))),
+        STEERED.includes(this.run.method)
+          ? make('span', {}, 'strength ', make('b', {}, figure(row.strength))) : ''),
       make('div', { class: 'columns' }, ...columns));
     this.live.textContent = `${spelled(text)}: student ${percent(row.own.student[t])}, `
       + `steered ${percent(row.own.steered[t])}`;

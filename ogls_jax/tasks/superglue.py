@@ -24,7 +24,8 @@ def choice_of(text: str, question: Question) -> str | None:
   The final answer is the last \boxed{...}; without one, the line or sentence
   after the last "answer is"; without that, the whole response. It must be
   exactly one of the choices, but for case and the punctuation around it: a
-  response that only mentions choices on its way has no final answer.
+  response that only mentions choices on its way has no final answer. What comes
+  before `</think>` is no answer.
   """
   if not question.choices:
     raise errors.UserError(
@@ -33,6 +34,7 @@ def choice_of(text: str, question: Question) -> str | None:
     )
   if text in question.choices:
     return text
+  text = text.rpartition('</think>')[2]
   choices = {_plain(choice): choice for choice in reversed(question.choices)}
   for candidate in _candidates(text):
     if candidate in choices:
@@ -47,6 +49,22 @@ def task_of(question: Question) -> str | None:
   """
   name = question.fields.get('task', question.id.partition('-')[0])
   return name if name in superglue_rows.TASKS else None
+
+
+def groups_of(questions: Sequence[Question]) -> list[str]:
+  """What each question shares with others, so that they do not vary apart.
+
+  The text, of MultiRC and ReCoRD; of others the question itself.
+  """
+  return [_group_of(question) for question in questions]
+
+
+def _group_of(question):
+  task = task_of(question)
+  key = {'multirc': 'paragraph_idx', 'record': 'passage_idx'}.get(task)
+  if key not in question.fields:
+    return question.id
+  return f'{task} {key} {question.fields[key]}'
 
 
 def right_answers(question: Question) -> Sequence[str]:

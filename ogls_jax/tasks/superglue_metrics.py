@@ -1,14 +1,20 @@
 """The metrics of SuperGLUE, of one response to each question; pure functions.
 
+Each is a function of sums of counts over the questions, so that of resampled
+questions it is the same function of weighted sums.
+
 Every value is in [0, 1]. A response without a final answer among the choices
 is unanswered. It is wrong; for an F1 it is a miss of its class and a false
 alarm of none, as it claims nothing.
 """
 
 import collections
+import dataclasses
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from ogls_jax.tasks import superglue
 from ogls_jax.tasks.question import Question
@@ -18,6 +24,19 @@ _ARTICLES = re.compile(r'\b(a|an|the)\b')
 
 # A question and the choice that was made, None if unanswered.
 Pair = tuple[Question, str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A metric of a task.
+
+  Attributes:
+    counts: of N pairs, float64 [N, C].
+    value: of their sums over pairs, [..., C] -> [...].
+  """
+
+  counts: Callable[[Sequence[Pair]], np.ndarray]
+  value: Callable[[np.ndarray], np.ndarray]
 
 
 def pairs_of(
@@ -45,75 +64,79 @@ def score(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float]:
   """
   values, means = {}, []
   for task in sorted(pairs):
-    metrics = {name: of(pairs[task]) for name, of in METRICS[task].items()}
+    metrics = {
+      name: float(metric.value(metric.counts(pairs[task]).sum(0)))
+      for name, metric in METRICS[task].items()
+    }
     values |= {f'{task}/{name}': value for name, value in metrics.items()}
     means.append(sum(metrics.values()) / len(metrics))
   return values | {'average': sum(means) / len(means)}
 
 
-def accuracy(pairs: Sequence[Pair]) -> float:
-  """Share of right choices."""
-  return sum(choice == q.answer for q, choice in pairs) / len(pairs)
+def _is_right(pairs):
+  """[N, 2]: whether the choice is right, and one."""
+  return np.array([[choice == q.answer, 1] for q, choice in pairs], float)
 
 
-def macro_f1(pairs: Sequence[Pair]) -> float:
-  """Mean of the classes' F1, over those that were right or chosen (CB)."""
-  classes = {q.answer for q, _ in pairs} | {choice for _, choice in pairs}
-  classes.discard(None)
-  return sum(_f1(pairs, name) for name in classes) / len(classes)
+def _share(sums):
+  return sums[..., 0] / sums[..., 1]
 
 
-def f1a(pairs: Sequence[Pair]) -> float:
-  """F1 of `yes` over all proposed answers (MultiRC)."""
-  return _f1(pairs, 'yes')
+def _class_counts(pairs, names):
+  """[N, 3 * classes]: hits, right ones and choices of each class."""
+  return np.array(
+    [
+      [
+        count
+        for name in names
+        for count in (
+          choice == name == q.answer, q.answer == name, choice == name,
+        )
+      ]
+      for q, choice in pairs
+    ],
+    float,
+  )  # fmt: skip
 
 
-def exact_questions(pairs: Sequence[Pair]) -> float:
-  """Share of questions with all proposed answers judged right (MultiRC)."""
-  is_right = collections.defaultdict(lambda: True)
-  for q, choice in pairs:
+def _all_classes(pairs):
+  names = {q.answer for q, _ in pairs} | {choice for _, choice in pairs}
+  return _class_counts(pairs, sorted(names - {None}))
+
+
+def _mean_f1(sums):
+  """Mean of the classes' F1, over those that were right or chosen."""
+  sums = sums.reshape(*sums.shape[:-1], -1, 3)
+  num_of = sums[..., 1] + sums[..., 2]
+  f1 = 2 * sums[..., 0] / np.maximum(num_of, 1)
+  return f1.sum(-1) / np.maximum((num_of > 0).sum(-1), 1)
+
+
+def _exact_questions(pairs):
+  """[N, 2]: in the first row of a question, whether all its answers are right.
+
+  Of MultiRC, whose rows are proposed answers.
+  """
+  is_right, first = {}, {}
+  for place, (q, choice) in enumerate(pairs):
     key = q.fields['paragraph_idx'], q.fields['question_idx']
-    is_right[key] &= choice == q.answer
-  return sum(is_right.values()) / len(is_right)
+    first.setdefault(key, place)
+    is_right[key] = is_right.get(key, True) and choice == q.answer
+  counts = np.zeros((len(pairs), 2))
+  for key, place in first.items():
+    counts[place] = is_right[key], 1
+  return counts
 
 
-def exact_entities(pairs: Sequence[Pair]) -> float:
-  """Share of choices that are one of the right entities (ReCoRD)."""
-  return _best(pairs, lambda choice, gold: choice == gold)
-
-
-def entity_f1(pairs: Sequence[Pair]) -> float:
-  """Mean token F1 with the closest of the right entities (ReCoRD)."""
-  return _best(pairs, _token_f1)
-
-
-METRICS = {
-  'boolq': {'accuracy': accuracy},
-  'cb': {'accuracy': accuracy, 'f1': macro_f1},
-  'copa': {'accuracy': accuracy},
-  'multirc': {'f1a': f1a, 'em': exact_questions},
-  'record': {'f1': entity_f1, 'em': exact_entities},
-  'rte': {'accuracy': accuracy},
-  'wic': {'accuracy': accuracy},
-  'wsc': {'accuracy': accuracy},
-}
-
-
-def _f1(pairs, name) -> float:
-  """Of one class; 0 where it was neither right nor chosen."""
-  num_hits = sum(choice == name == q.answer for q, choice in pairs)
-  num_right = sum(q.answer == name for q, _ in pairs)
-  num_chosen = sum(choice == name for _, choice in pairs)
-  return 2 * num_hits / max(num_right + num_chosen, 1)
-
-
-def _best(pairs, compare) -> float:
-  total = 0.0
-  for q, choice in pairs:
+def _best(pairs, compare):
+  """[N, 2]: `compare` with the closest of the right entities, and 1."""
+  counts = np.zeros((len(pairs), 2))
+  for count, (q, choice) in zip(counts, pairs, strict=True):
+    count[1] = 1
     if choice is not None:
       golds = map(normalized, superglue.right_answers(q))
-      total += max(compare(normalized(choice), gold) for gold in golds)
-  return total / len(pairs)
+      count[0] = max(compare(normalized(choice), gold) for gold in golds)
+  return counts
 
 
 def normalized(text: str) -> str:
@@ -126,3 +149,24 @@ def _token_f1(answer: str, gold: str) -> float:
   answer, gold = answer.split(), gold.split()
   common = collections.Counter(answer) & collections.Counter(gold)
   return 2 * sum(common.values()) / max(len(answer) + len(gold), 1)
+
+
+_ACCURACY = Metric(_is_right, _share)
+METRICS = {
+  'boolq': {'accuracy': _ACCURACY},
+  'cb': {'accuracy': _ACCURACY, 'f1': Metric(_all_classes, _mean_f1)},
+  'copa': {'accuracy': _ACCURACY},
+  'multirc': {
+    # F1 of `yes` over all proposed answers.
+    'f1a': Metric(lambda pairs: _class_counts(pairs, ['yes']), _mean_f1),
+    'em': Metric(_exact_questions, _share),
+  },
+  'record': {
+    # With the closest of the right entities.
+    'f1': Metric(lambda pairs: _best(pairs, _token_f1), _share),
+    'em': Metric(lambda pairs: _best(pairs, str.__eq__), _share),
+  },
+  'rte': {'accuracy': _ACCURACY},
+  'wic': {'accuracy': _ACCURACY},
+  'wsc': {'accuracy': _ACCURACY},
+}
