@@ -73,12 +73,13 @@ def test_differences_and_intervals_are_those_of_arithmetic():
 
 
 def test_questions_are_paired_by_id():
-  one = comparison.RunFigures(
-    {'a': 1.0, 'b': 0.0}, 0, 0, 0, figures([]).costs, 0
-  )
-  two = comparison.RunFigures(
-    {'b': 0.0, 'a': 1.0}, 0, 0, 0, figures([]).costs, 0
-  )
+  one, two = (
+    comparison.RunFigures(
+      paired.Shares(shares, {'a': 'a', 'b': 'b'}),
+      0, 0, 0, figures([]).costs, 0,
+    )
+    for shares in ({'a': 1.0, 'b': 0.0}, {'b': 0.0, 'a': 1.0})
+  )  # fmt: skip
   found = comparison.summarize({'x': [one], 'opsd': [two]}, 'opsd')['x']
   assert found['difference_over_questions']['p_value'] == 1.0
   assert found['difference_over_questions']['difference']['high'] == 0.0

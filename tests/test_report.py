@@ -135,15 +135,44 @@ def test_a_large_run_stays_under_5_mb_and_says_what_it_leaves_out(tmp_path):
   assert curves['step'][-1] == 20_000
 
 
+def test_one_rollout_that_does_not_fit_hides_no_other(tmp_path):
+  inspected = [inspected_row(step, ['1', '2']) for step in range(1, 40)]
+  # At the last step, which comes first.
+  texts = [f' w{k}' for k in range(3000)]
+  inspected.append(inspected_row(40, texts, vocabulary=151_936))
+  make_run(tmp_path, inspected=inspected)
+  found = report_data.read_run(tmp_path, most_bytes=100_000)['rollouts']
+  assert found['num_inspected'] == 40 and found['num_inspected_shown'] == 39
+
+
+def test_a_sample_is_left_out_for_its_twin_with_tokens_alone(tmp_path):
+  """Three rollouts with one text, of which one has tokens; one is shown so."""
+  inspected = [inspected_row(1, ['1', '2'])]
+  twin = {k: inspected[0][k] for k in sample_row(1, 1)}
+  make_run(tmp_path, inspected=inspected, samples=[twin] * 3)
+  found = report_data.read_run(tmp_path, most_bytes=10**6)['rollouts']
+  assert (found['num_inspected_shown'], found['num_samples_shown']) == (1, 2)
+  # And none is, where that with tokens does not fit.
+  large = [inspected_row(1, [f' w{k}' for k in range(3000)])]
+  twin = {k: large[0][k] for k in sample_row(1, 1)}
+  make_run(tmp_path / 'large', inspected=large, samples=[twin] * 2)
+  found = report_data.read_run(tmp_path / 'large', most_bytes=70_000)[
+    'rollouts'
+  ]
+  assert (found['num_inspected_shown'], found['num_samples_shown']) == (0, 2)
+
+
 def test_points_are_means_of_updates_in_a_row():
   rows = [{'step': n, 'time': 0.0, 'loss': float(n)} for n in range(1, 1002)]
   rows[1]['loss'] = None
+  rows[4]['later'] = 7.0  # of a version that measures more
   curves = report_data._curves(rows)
   assert curves['every'] == 3
   assert curves['step'][:2] == [3, 6] and curves['step'][-1] == 1001
   # 1, None, 3; 4, 5, 6; ...; 1000, 1001
   assert curves['loss'][:2] == [2.0, 5.0] and curves['loss'][-1] == 1000.0
   assert 'time' not in curves
+  assert curves['later'][:3] == [None, 7.0, None]
 
 
 def test_a_run_that_goes_on_is_only_read(tmp_path):
@@ -192,6 +221,10 @@ def test_what_is_not_finite_is_no_number(tmp_path):
     ('inspect.jsonl', '{"stop": 1}\n', 'inspect.jsonl:1'),
     ('inspect.jsonl', '{"step": 1, "tokens": []}\n', 'row of step 1'),
     ('samples.jsonl', '3\n', 'samples.jsonl:1'),
+    ('samples.jsonl', '{"step": 1, "id": "1"}\n', 'samples.jsonl: a row of'),
+    ('metrics.jsonl', '{"step": null}\n', 'step = None is no integer'),
+    ('metrics.jsonl', '{"step": NaN}\n', 'step = nan is no integer'),
+    ('metrics.jsonl', '{"step": "1"}\n', "step = '1' is no integer"),
     ('summary.json', '{', 'summary.json is not readable'),
   ],
 )

@@ -43,6 +43,26 @@ def write(workdir, **options):
   return workdir / 'report.html'
 
 
+def test_a_run_without_rollouts_takes_every_key(browser, tmp_path):
+  with browsers.page_of(browser, write(tmp_path / 'none')) as page:
+    for key in ('/', 'Escape', 'j', 'k', 'ArrowDown', 'Enter', 'n'):
+      page.keyboard.press(key)
+    page.keyboard.press('/')
+    assert focused(page) == 'by-text'
+
+
+def test_what_is_not_known_is_no_zero(browser, tmp_path):
+  row = inspected_row(1, TOKENS, divergence=[None] * len(TOKENS))
+  row['top']['student'][0] = [None] * len(row['top']['student'][0])
+  with browsers.page_of(
+    browser, write(tmp_path / 'nan', inspected=[row])
+  ) as page:
+    assert page.inner_text('#list .mean') == '–'
+    page.locator('[data-t="0"]').focus()
+    student = page.locator('.columns section').first
+    assert set(student.locator('li b').all_inner_texts()) == {'–'}
+
+
 def options_of(page):
   return page.locator('#list [role=option]').count()
 
@@ -216,6 +236,8 @@ def test_everything_works_from_the_keyboard(browser, plain):
     page.locator('#charts figure').first.focus()
     press('ArrowLeft')
     assert page.inner_text('#charts figure .read >> nth=0').endswith('at 39')
+    said = page.get_attribute('#charts figure >> nth=0', 'aria-valuetext')
+    assert said.endswith('at 39')  # what readers of the screen say
 
 
 HOSTILE = [
