@@ -8,8 +8,9 @@ ORDER = """
   errors cache_dir json_file numerics batches mesh hosts notice
   gguf_file gguf_tokenizer sentencepiece_file chat_template tokenizer
   token_texts
-  tasks.question tasks.latex tasks.values tasks.expressions tasks.forms
-  tasks.math tasks.superglue_rows tasks.superglue tasks.superglue_metrics
+  tasks.question tasks.latex tasks.values tasks.units
+  tasks.expressions tasks.forms tasks.math
+  tasks.superglue_rows tasks.superglue tasks.superglue_metrics
   tasks.arithmetic tasks.symbolic tasks.worker tasks.sandbox tasks.grading
   answers
   tfds_rows data
