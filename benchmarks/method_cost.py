@@ -23,15 +23,14 @@ import sys
 
 from benchmarks.measure import spread
 from ogls_jax.json_file import read_rows
-
-_COMPILING_UPDATES = 2
+from ogls_jax.spending import NUM_COMPILING, costs_of
 
 
 def run(config, folder, method, num_updates, flags) -> dict:
   """One method's updates in a new workdir, `folder`/CONFIG_METHOD."""
   workdir = folder / f'{config.stem}_{method}'
   shutil.rmtree(workdir, ignore_errors=True)
-  last = _COMPILING_UPDATES + num_updates
+  last = NUM_COMPILING + num_updates
   command = [
     sys.executable, '-m', 'ogls_jax.train', f'--config={config}',
     f'--workdir={workdir}', f'--config.method={method}',
@@ -46,14 +45,9 @@ def run(config, folder, method, num_updates, flags) -> dict:
   process.returncode = os.waitstatus_to_exitcode(status)
   if process.returncode:
     sys.exit(f'{" ".join(command)} ended with {process.returncode}')
-  rows = read_rows(workdir / 'metrics.jsonl')[_COMPILING_UPDATES:]
-  return {
-    'seconds': [
-      sum(row[key] or 0 for key in row if key.startswith('seconds_'))
-      for row in rows
-    ],
-    'gib': usage.ru_maxrss / 2**20,
-  }
+  rows = read_rows(workdir / 'metrics.jsonl')[NUM_COMPILING:]
+  seconds = costs_of(rows, rows_per_update=1).seconds
+  return {'seconds': seconds, 'gib': usage.ru_maxrss / 2**20}
 
 
 def report(name, results, reference) -> None:

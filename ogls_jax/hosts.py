@@ -270,9 +270,9 @@ def on_first(function):
   if jax.process_count() == 1:
     return function()
   if not is_first():
-    # In short waits: a collective has a limit of time.
-    while largest(0)[0]:
-      pass
+    is_busy = True
+    while is_busy:  # in short waits: a collective has a limit of time
+      (is_busy,) = largest(0)
     if largest(0)[0]:
       raise UserError('the first host met an error, and says which')
     return None

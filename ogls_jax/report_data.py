@@ -123,54 +123,50 @@ def _mean(values):
 
 
 def _rollouts(inspected, samples, most_bytes) -> dict:
-  """Those with tokens and, where they are not among them, the samples."""
-
-  def identity(row):
-    return row['step'], row.get('id'), row.get('response')
-
-  kept, size, is_shown = [], 0, collections.Counter()
-
-  def others():
-    """The samples without those that are shown with tokens."""
-    left = is_shown.copy()
-    for row in samples:
-      if left[identity(row)]:
-        left[identity(row)] -= 1
-      else:
-        yield row
-
-  rest = []
+  """Those with tokens and, where they are not shown so, the samples."""
   # An eighth of the room is kept for the samples.
-  for name, limit in (
-    ('inspect', most_bytes * 7 // 8),
-    ('samples', most_bytes),
-  ):
-    if name == 'samples':
-      rest = list(others())
-    for row in _spread(rest if name == 'samples' else inspected):
-      try:
-        packed = _packed(row)
-      except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-          f'{name}.jsonl: a row of step {row["step"]} is of another version of'
-          ' ogls_jax, or broken; move the file away'
-        ) from error
-      # All of them together take less.
-      text = json.dumps(packed, separators=(',', ':'))
-      more = len(zlib.compress(text.encode(), 6)) * 4 // 3
-      if size + more > limit:
-        continue
-      size += more
-      kept.append(packed)
-      is_shown[identity(row)] += 1
-  kept.sort(key=lambda row: row['step'])
+  with_tokens, size = _fitting(inspected, 'inspect', most_bytes * 7 // 8)
+  twins = collections.Counter(_identity(row) for row, _ in with_tokens)
+  others = []
+  for row in samples:
+    if twins[_identity(row)]:
+      twins[_identity(row)] -= 1
+    else:
+      others.append(row)
+  without, _ = _fitting(others, 'samples', most_bytes - size)
+  shown = [packed for _, packed in [*with_tokens, *without]]
   return {
     'num_inspected': len(inspected),
-    'num_samples': len(rest),
-    'num_inspected_shown': sum('tokens' in row for row in kept),
-    'num_samples_shown': sum('tokens' not in row for row in kept),
-    'list': kept,
+    'num_samples': len(others),
+    'num_inspected_shown': len(with_tokens),
+    'num_samples_shown': len(without),
+    'list': sorted(shown, key=lambda row: row['step']),
   }
+
+
+def _identity(row):
+  # As text: a broken row may hold anything.
+  return repr((row['step'], row.get('id'), row.get('response')))
+
+
+def _fitting(rows, name, most_bytes):
+  """([(row, as the page reads it)], their bytes) of those that fit."""
+  kept, size = [], 0
+  for row in _spread(rows):
+    try:
+      packed = _packed(row)
+    except (KeyError, TypeError, AttributeError) as error:
+      raise UserError(
+        f'{name}.jsonl: a row of step {row["step"]} is of another version of'
+        ' ogls_jax, or broken; move the file away'
+      ) from error
+    # All of them together take less.
+    text = json.dumps(packed, separators=(',', ':'))
+    more = len(zlib.compress(text.encode(), 6)) * 4 // 3
+    if size + more <= most_bytes:
+      size += more
+      kept.append((row, packed))
+  return kept, size
 
 
 def _spread(rows) -> list[dict]:

@@ -222,6 +222,7 @@ def test_what_is_not_finite_is_no_number(tmp_path):
     ('inspect.jsonl', '{"step": 1, "tokens": []}\n', 'row of step 1'),
     ('samples.jsonl', '3\n', 'samples.jsonl:1'),
     ('samples.jsonl', '{"step": 1, "id": "1"}\n', 'samples.jsonl: a row of'),
+    ('samples.jsonl', '{"step": 1, "id": [1]}\n', 'samples.jsonl: a row of'),
     ('metrics.jsonl', '{"step": null}\n', 'step = None is no integer'),
     ('metrics.jsonl', '{"step": NaN}\n', 'step = nan is no integer'),
     ('metrics.jsonl', '{"step": "1"}\n', "step = '1' is no integer"),
