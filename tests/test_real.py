@@ -21,10 +21,26 @@ needs_data = pytest.mark.skipif(
 
 @needs_weights
 @needs_data
-@pytest.mark.parametrize('name', ['svamp', 'boolq'])
-def test_one_small_step_goes_through_every_stage(tmp_path, name):
+@pytest.mark.parametrize(
+  ('name', 'has_long_rows', 'flags'),
+  [
+    ('svamp', False, []),
+    # Passages longer than prompt.max_tokens.
+    (
+      'superglue',
+      True,
+      [
+        '--config.data.path=data:superglue_boolq/validation.jsonl',
+        '--config.data.eval_path=', '--config.eval.num_questions=0',
+      ],
+    ),
+  ],
+)  # fmt: skip
+def test_one_small_step_goes_through_every_stage(
+  tmp_path, name, has_long_rows, flags
+):
   args = [
-    f'--config=configs/smollm2_{name}.py',
+    f'--config=configs/smollm2_{name}.py', *flags,
     f'--workdir={tmp_path}',
     '--stop_after_steps=1',
     # Every rollout carries loss, though eight tokens answer nothing.
@@ -45,7 +61,7 @@ def test_one_small_step_goes_through_every_stage(tmp_path, name):
   (row,) = map(json.loads, (tmp_path / 'metrics.jsonl').open())
   assert row['loss'] > 0 and row['grad_norm'] > 0
   assert row['steered_rollout_fraction'] == 1
-  assert (row['rows_skipped'] > 0) == (name == 'boolq')
+  assert (row['rows_skipped'] > 0) == has_long_rows
   (sample, _) = map(json.loads, (tmp_path / 'samples.jsonl').open())
   assert sample['question'] and sample['response']
   assert (tmp_path / 'checkpoints' / '1').is_dir()
