@@ -40,7 +40,8 @@ def test_one_small_step_goes_through_every_stage(
   tmp_path, name, has_long_rows, flags
 ):
   args = [
-    f'--config=configs/smollm2_{name}.py', *flags,
+    f'--config=configs/smollm2_{name}.py',
+    *flags,
     f'--workdir={tmp_path}',
     '--stop_after_steps=1',
     # Every rollout carries loss, though eight tokens answer nothing.
