@@ -40,6 +40,8 @@ def _parse(argv: list[str]) -> list[str]:
     text = ' '.join(' '.join(map(str, error.args)).split())
     if missing := re.match(r'flag --(\w+)=None', text):
       text = f'--{missing[1]} is required, as in README.md'
+    if "flag 'config." in text:
+      text += '; keys of a config need --config=FILE'
     raise UserError(text) from error
   if rest[1:]:
     raise UserError(f'unexpected argument {rest[1]!r}; flags start with --')

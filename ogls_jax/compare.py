@@ -114,7 +114,9 @@ def _trained(plan, variant, seed, budget, notice) -> int:
   except Preempted:
     if not bound.is_spent:
       raise
-    return _newest(config, workdir)
+    step = _newest(config, workdir)
+    hosts.say(f'{budget.kind} are spent after {step} updates')
+    return step
   hosts.say(f'warning: {workdir} ends before its budget is spent')
   return config.num_steps
 
@@ -316,7 +318,9 @@ if __name__ == '__main__':
   cli.define_hosts()
   flags.DEFINE_string('methods', None, 'NAME[:key=value]...', required=True)
   flags.DEFINE_string('seeds', '3', 'How many, from 0, or a list: 0,3,5.')
-  flags.DEFINE_string('reference', '', 'Differences are to it; empty: opsd.')
+  flags.DEFINE_string(
+    'reference', '', 'Differences are to it; empty: opsd, or the first method.'
+  )
   flags.DEFINE_string('budget', '', 'Seconds or tokens, of the reference.')
   flags.DEFINE_string('out', None, 'Folder of it all.', required=True)
   cli.run(main)

@@ -15,11 +15,13 @@ NOTES = (
   "[over seeds]: the 95% interval of a mean over training seeds (Student's t):"
   ' what another training would give, if seeds are normal. One seed has none.',
   '[over questions]: the 95% interval of the difference, of accuracies that are'
-  ' means over the seeds (bootstrap over questions), and p of none (flips of'
-  ' signs): what other questions would give with these trainings.',
+  ' means over the seeds (bootstrap over questions): what other questions would'
+  ' give with these trainings; and p: how often a difference as large would'
+  ' come up if there were none (flips of signs).',
   'Tokens and rollouts are those of training; solutions count as tokens where'
   ' nothing is sampled. Seconds are of updates alone: the median without the'
-  ' first two, which compile, and all of them with those. Length, truncated and'
+  ' first two, which compile, and all of them with those and later ones that'
+  ' compile, as for a batch of another width. Length, truncated and'
   ' repeated are of held-out responses at the end. All but accuracies by seed'
   ' are means over seeds.',
 )

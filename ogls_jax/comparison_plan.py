@@ -76,7 +76,11 @@ def check(plan: Plan) -> str:
   """
   _check_config(plan)
   _check_budget(plan)
-  check_same(plan.out / 'comparison.json', claim_of(plan), flag=plan.flag)
+  is_there = check_same(
+    plan.out / 'comparison.json', claim_of(plan), flag=plan.flag
+  )
+  if not is_there and (plan.out / 'config.json').exists():
+    raise UserError(f'{plan.flag} holds a run; use another folder')
   first = plan.config_of(plan.reference, plan.seeds[0])
   validate(first, jax.device_count())
   validate_evaluation(first, jax.device_count())

@@ -111,6 +111,8 @@ def draw(curves: dict[str, dict[str, Curve | None]]) -> bytes:
         linewidth=0,
       )  # fmt: skip
     axis.set(xlabel='updates', ylabel=text)
+    if axis.dataLim.height == 0 and axis.dataLim.y0 == 0:
+      axis.set_ylim(0, 1)  # as around any number, 0 has negative ones
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)

@@ -230,9 +230,10 @@ def _numbered_lines(
         if line.strip(b' \t\r\n\xef\xbb\xbf'):
           yield number, line
   except (OSError, EOFError, zlib.error) as error:
+    is_missing = isinstance(error, FileNotFoundError)
     raise errors.UserError(
       f'{key} = {file} cannot be read ({type(error).__name__}: {error}); '
-      'check the path and fetch the file again if it is cut off'
+      f'{"check the path" if is_missing else "fetch the file again"}'
     ) from error
 
 

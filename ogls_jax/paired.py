@@ -2,7 +2,8 @@
 
 Both are folders that `ogls_jax.evaluate` has written, of the same questions.
 Prints how much more the first has, with the 95% interval of the difference
-(bootstrap over questions) and the p-value of none (random flips of signs).
+(bootstrap over questions), and p: how often a difference as large would come up
+if there were none (random flips of signs).
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ def shares_of(folder: pathlib.Path, claim: dict) -> dict[str, Shares]:
     UserError: rollouts are missing from generations.jsonl.
   """
   path, rows_of = folder / 'generations.jsonl', {}
-  for row in read_rows(path, key='batch'):
+  for row in read_rows(path, key='batch', needed=('kind', 'id')):
     by_id = rows_of.setdefault(row['kind'], {})
     by_id.setdefault(row['id'], []).append(row)
   e, min_reward = claim['config']['eval'], claim['config']['min_reward']
@@ -126,14 +127,22 @@ def shares_of(folder: pathlib.Path, claim: dict) -> dict[str, Shares]:
         f'{path} has not {num} rollouts ({kind}) of each of {num_questions}'
         ' questions, as results.json says; give the command that wrote it again'
       )
-    if by_id:
-      found[kind] = Shares(
-        {
-          name: float(results.correct_shares([rows], min_reward)[0])
-          for name, rows in by_id.items()
-        },
-        {name: rows[0].get('group', name) for name, rows in by_id.items()},
-      )
+    if not by_id:
+      continue
+    try:
+      of_id = {
+        name: float(results.correct_shares([rows], min_reward)[0])
+        for name, rows in by_id.items()
+      }
+    except KeyError as error:
+      raise UserError(
+        f'{path}: a rollout has no {error}; delete its line, and give the'
+        ' command that wrote it again'
+      ) from error
+    group_of = {
+      name: rows[0].get('group', name) for name, rows in by_id.items()
+    }
+    found[kind] = Shares(of_id, group_of)
   return found
 
 

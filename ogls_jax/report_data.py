@@ -33,8 +33,17 @@ def read_run(workdir: pathlib.Path, *, most_bytes: int) -> dict:
     raise UserError(f'{workdir}: no such folder; give the workdir of a run')
   config = read_json(workdir / 'config.json', flag=str(workdir))
   if config is None:
-    raise UserError(f'{workdir} has no config.json; give the workdir of a run')
+    is_comparison = (workdir / 'comparison.json').exists()
+    raise UserError(
+      f'{workdir} has no config.json; give the workdir of a run'
+      f'{", such as one in its runs/" if is_comparison else ""}'
+    )
+  summary = read_json(workdir / 'summary.json', flag=str(workdir))
   rows = read_rows(workdir / 'metrics.jsonl')
+  if summary is not None and not rows:
+    raise UserError(
+      f'{workdir} has a summary.json and no metrics.jsonl; bring it back'
+    )
   inspected = read_rows(workdir / 'inspect.jsonl')
   samples = read_rows(workdir / 'samples.jsonl')
   settings = _settings(config)
@@ -50,7 +59,7 @@ def read_run(workdir: pathlib.Path, *, most_bytes: int) -> dict:
     'curves': _curves(rows),
     'num_warnings': len(warnings),
     'warnings': warnings[-_MOST_WARNINGS:],
-    'summary': read_json(workdir / 'summary.json', flag=str(workdir)),
+    'summary': summary,
     'rollouts': _rollouts(inspected, samples, most_bytes),
   }
   return _finite(run)
@@ -210,6 +219,11 @@ def _packed(row) -> dict:
     'moved', 'own', 'top_ids', 'names',
   )  # fmt: skip
   packed |= {name: row[name] for name in more}
+  of_tokens = [row[name] for name in ('token_ids', 'divergence', 'moved')]
+  for name in ('own', 'top', 'top_ids'):
+    of_tokens += row[name].values()
+  if any(len(values) != len(row['tokens']) for values in of_tokens):
+    raise TypeError('not all values are there for each token')
   # It is `tokens` and `rest` once more.
   del packed['response']
   packed['top'] = {

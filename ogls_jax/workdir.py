@@ -35,7 +35,8 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
   if changed:
     more = len(changed) - _SHOWN
     raise UserError(
-      f'{flag} holds a run with another config: {"; ".join(changed[:_SHOWN])}'
+      f'{flag} holds what another config has made:'
+      f' {"; ".join(changed[:_SHOWN])}'
       f'{f" (and {more} more)" if more > 0 else ""}; use another folder, or'
       f' the config in {path}'
     )

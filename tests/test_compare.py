@@ -278,6 +278,13 @@ def test_bad_input_is_one_line_before_anything_is_trained(
   assert not (tmp_path / 'out').exists()
 
 
+def test_the_workdir_of_a_run_is_no_place_for_a_comparison(tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match=f'--out={tmp_path} holds a run'):
+    compare.compare(make_plan(tmp_path))
+  assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+
+
 def test_an_unknown_reference_is_one_line():
   found = variants.parse_variants('base,sft', small_config())
   for label in ('opsd', 'base'):

@@ -179,6 +179,10 @@ def test_pairs_of_two_evaluations(run, whole, tmp_path):
     path.write_bytes(b''.join(kept))
     with pytest.raises(UserError, match='has not 2 rollouts .sample. of each'):
       paired.compare(whole[0], tmp_path / 'b')
+  for name in ('kind', 'reward'):
+    path.write_bytes(b''.join(lines).replace(f'"{name}"'.encode(), b'"x"', 1))
+    with pytest.raises(UserError, match=f"generations.jsonl.*has no '{name}'"):
+      paired.compare(whole[0], tmp_path / 'b')
 
 
 def test_bad_input_is_one_line(run, whole, tmp_path):

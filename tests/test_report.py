@@ -240,6 +240,29 @@ def test_a_broken_file_is_one_line(tmp_path, capsys, name, content, text):
   assert not (tmp_path / 'report.html').exists()
 
 
+def test_what_is_missing_is_no_run_without_updates(tmp_path, capsys):
+  make_run(tmp_path)
+  (tmp_path / 'summary.json').write_text('{}')
+  (tmp_path / 'metrics.jsonl').unlink()
+  assert report.main([str(tmp_path)]) == 2
+  assert 'a summary.json and no metrics.jsonl' in capsys.readouterr().err
+  (tmp_path / 'config.json').rename(tmp_path / 'comparison.json')
+  assert report.main([str(tmp_path)]) == 2
+  assert 'such as one in its runs/' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['divergence', 'token_ids', 'top', 'own'])
+def test_a_row_that_lacks_tokens_is_one_line(tmp_path, capsys, name):
+  row = inspected_row(1, ['1', '2'])
+  of_tokens = row[name]
+  if isinstance(of_tokens, dict):
+    of_tokens = next(iter(of_tokens.values()))
+  of_tokens.pop()
+  make_run(tmp_path, inspected=[row])
+  assert report.main([str(tmp_path)]) == 2
+  assert 'inspect.jsonl: a row of step 1' in capsys.readouterr().err
+
+
 def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path):
   make_run(tmp_path)
   for arguments, text in [

@@ -51,7 +51,7 @@ class Browser {
       notes.push(
         ['sft', 'grpo'].includes(this.run.method)
           ? `${this.run.method} has no steered teacher, so that there is nothing to say of single tokens.`
-          : 'No tokens were looked at. To record them, train with --config.log.inspect_every_steps=10.',
+          : 'inspect.jsonl has no tokens. Training writes them with --config.log.inspect_every_steps=10, say.',
       );
     } else {
       notes.push(`${r.num_inspected_shown} of ${r.num_inspected} rollouts with tokens (inspect.jsonl) are shown`);
