@@ -42,7 +42,9 @@ def get_config() -> config_dict.ConfigDict:
     max_per_pool=0,  # 0 for all; the solution first, then rollouts in order
     max_tokens=8192,  # longer hints lose their end; counted as hints_cut
     strip_thinking=False,  # drop <think> blocks from hints
-    answer_as_solution=False,  # rows without `solution`: \boxed{answer}
+    # Rows without `solution` have \boxed{answer}; solutions that have no
+    # \boxed{} end with it.
+    answer_as_solution=False,
   )
   config.steering = config_dict.create(
     max_strength=3.0,  # lambda after the ramp

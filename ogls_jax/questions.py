@@ -144,10 +144,22 @@ def _read_tfds(d, split):
 
 
 def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
-  """The row's solution, else its boxed answer if that may stand for one."""
-  if question.solution is None and answer_as_solution:
-    return rf'\boxed{{{question.answer}}}'
-  return question.solution
+  """The row's solution.
+
+  Args:
+    question: the row.
+    answer_as_solution: whether its boxed answer stands for a solution that is
+      missing, and ends one that has no box.
+  """
+  if not answer_as_solution or has_box(question):
+    return question.solution
+  boxed = rf'\boxed{{{question.answer}}}'
+  return f'{question.solution}\n{boxed}' if question.solution else boxed
+
+
+def has_box(question: Question) -> bool:
+  """Whether the row's solution says its final answer in a box."""
+  return r'\boxed{' in (question.solution or '')
 
 
 def own_questions(

@@ -22,7 +22,7 @@ ORDER = """
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
   intervals scores
   step inspect_step
-  validate validate_inputs questions label_likelihood build repetition
+  validate questions validate_inputs label_likelihood build repetition
   evaluation rounds warmup runs
   programs inspection health wandb_log reporting saver profile loop cli train
   export report_data report

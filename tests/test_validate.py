@@ -6,6 +6,7 @@ import pytest
 from ogls_jax import validate as validate_lib
 from ogls_jax import validate_inputs
 from ogls_jax.errors import UserError
+from ogls_jax.questions import solution_of
 from ogls_jax.tasks.question import Question
 
 CONFIGS = sorted(pathlib.Path('configs').glob('[a-z]*.py'))
@@ -160,6 +161,28 @@ def test_methods_that_the_data_cannot_feed(changes, questions, text):
   config.hints.answer_as_solution = True
   if changes.get('method') in ('opsd', 'sft'):
     validate_inputs.check_questions(config, questions, [], sizes)
+
+
+def test_solutions_without_a_box_are_told_of(caplog):
+  boxed = Question('a', 'q', '7', solution=r'So \boxed{7}')
+  other = Question('b', 'q', '7', solution='3 + 4 = 7')
+  none = Question('c', 'q', '7')
+  for question, text in (
+    (boxed, boxed.solution),
+    (other, '3 + 4 = 7\n' + r'\boxed{7}'),
+    (none, r'\boxed{7}'),
+  ):
+    assert solution_of(question, answer_as_solution=True) == text
+    assert solution_of(question, answer_as_solution=False) == question.solution
+  config = tiny(method='sft', data__task='math', warmup__num_steps=0)
+  sizes = validate_lib.validate(config, 1)
+  for questions, is_told in (([boxed, other], True), ([boxed], False)):
+    caplog.clear()
+    validate_inputs.check_questions(config, questions, [], sizes)
+    assert ('1 of 2 solutions have no' in caplog.text) == is_told
+  config.hints.answer_as_solution = True
+  validate_inputs.check_questions(config, [other, none], [], sizes)
+  assert not caplog.text
 
 
 def test_derived_sizes():
