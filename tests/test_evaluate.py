@@ -1,14 +1,18 @@
 """The evaluation command: what it asks, keeps, continues and says."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from ogls_jax import evaluate, export, notice, paired, train
-from ogls_jax.errors import Preempted, UserError
+from ogls_jax import evaluate, export, hosts, notice, paired, train
+from ogls_jax.errors import USER_ERROR_CODE, Preempted, UserError
 from ogls_jax.tasks.grading import Grader
 from tests.small_run import read_rows, reward_texts, small_config
 
@@ -75,6 +79,14 @@ def test_every_generation_is_kept_and_counted(whole):
   ):
     mean = np.mean([row[key] for row in rows[:40]])
     np.testing.assert_allclose(metrics[name]['mean'], mean, rtol=1e-6)
+  is_cut = [row['is_truncated'] for row in rows]
+  assert any(is_cut)
+  # Those that end in time are shorter, but for an end at the last token.
+  assert all(
+    row['response_tokens'] == 16
+    for row, cut in zip(rows, is_cut, strict=True)
+    if cut
+  )
   assert json.loads((out / 'results.json').read_text()) == found
   assert found['num_questions'] == 20 and len(found['questions_sha256']) == 64
 
@@ -151,6 +163,48 @@ def test_an_exported_folder_says_the_same(run, whole, tmp_path):
     evaluate.evaluate(config, tmp_path / 'out')
 
 
+def test_logits_that_are_not_finite_end_it(run, tmp_path, monkeypatch):
+  take_rows = hosts.take_rows
+
+  def broken(rollouts):
+    taken = take_rows(rollouts)
+    log_prob_RT = np.full_like(taken.log_prob_RT, np.nan)
+    return dataclasses.replace(taken, log_prob_RT=log_prob_RT)
+
+  monkeypatch.setattr(hosts, 'take_rows', broken)
+  with pytest.raises(FloatingPointError, match='sampled token is not finite'):
+    evaluate.evaluate(small_config(**CHANGES), tmp_path / 'a', workdir=run[1])
+
+
+def test_what_files_hold_is_part_of_the_results(run, tmp_path):
+  task, rows, template = (
+    tmp_path / name for name in ('task.py', 'rows.jsonl', 'asked.jinja')
+  )
+  task.write_text('def reward(text, question):\n  return 0\n')
+  template.write_text('Question: {{ question }}\nAnswer: ')
+  questions = [
+    {'id': str(i), 'question': f'{i} + 1', 'answer': str(i + 1)}
+    for i in range(8)
+  ]
+  rows.write_text(''.join(json.dumps(row) + '\n' for row in questions))
+  changes = {
+    'data__task': str(task), 'data__eval_path': str(rows), 'eval__samples': 3,
+    'prompt__student_template': str(template), 'eval__num_questions': 8,
+  }  # fmt: skip
+  config = small_config(**CHANGES | changes)
+  found = evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
+  # What a task of one's own takes for an answer is not known.
+  assert 'pass@3' in found['metrics'] and 'maj@3' not in found['metrics']
+  digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+  assert found['data_sha256'] == digest
+  for file in (task, template):
+    before = file.read_text()
+    file.write_text(before + ' ')
+    with pytest.raises(UserError, match=f'files_sha256.{file}'):
+      evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
+    file.write_text(before)
+
+
 def test_pairs_of_two_evaluations(run, whole, tmp_path):
   config = small_config(**CHANGES)
   other = evaluate.evaluate(config, tmp_path / 'b', workdir=run[1], run_step=0)
@@ -204,3 +258,15 @@ def test_bad_input_is_one_line(run, whole, tmp_path):
   config = small_config(**CHANGES, seed=5)
   with pytest.raises(UserError, match='seed = 0 there, 5 here'):
     evaluate.evaluate(config, whole[0], workdir=run[1])
+
+
+def test_a_step_is_of_a_run(tmp_path):
+  found = subprocess.run(
+    [
+      sys.executable, '-m', 'ogls_jax.evaluate', '--config=configs/tiny.py',
+      f'--out={tmp_path / "out"}', '--step=3',
+    ],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert found.returncode == USER_ERROR_CODE, found.stderr
+  assert '--step=3 is of a run; give its --workdir' in found.stderr
