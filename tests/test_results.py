@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ogls_jax import results
-from ogls_jax.tasks import superglue_metrics
+from ogls_jax.intervals import mean_interval
+from ogls_jax.tasks import superglue, superglue_metrics
 from ogls_jax.tasks.question import Question
 
 
@@ -70,6 +71,10 @@ def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
   # Six answers to each text: fewer draws than answers, a wider interval.
   width = found['multirc/f1a'].high - found['multirc/f1a'].low
   assert 0.1 < width < 0.5
+  correct_Q = np.mean([[r['reward'] for r in rows[n::2]] for n in (0, 1)], 0)
+  assert found['avg@2'] == mean_interval(
+    correct_Q, superglue.groups_of(questions)
+  )
   # The mean's interval by two ways.
   accuracy = results.summarize(
     questions[90:], [r for r in rows if r['id'].startswith('cb')], 1.0
@@ -103,24 +108,39 @@ def test_nothing_votes_in_a_task_of_ones_own():
 
 
 def test_likelihoods_choose_by_sum_token_and_byte():
-  questions = [cb('neutral', 0), cb('entailment', 1)]
-  # The first choice is the most likely by token, the last by the sum.
+  answers = ['neutral'] + ['entailment'] * 2 + ['contradiction'] * 3
+  questions = [cb(answer, n) for n, answer in enumerate(answers)]
+  # By the sum the last choice is the most likely, by token the first.
   rows = [
     {
       'kind': 'likelihood', 'id': question.id, 'log_prob': [-3.0, -9.0, -2.0],
-      'num_tokens': [3, 3, 1], 'num_bytes': [10, 13, 7],
+      'num_tokens': [3, 3, 1], 'num_bytes': [10, 99, 7],
     }
     for question in questions
   ]  # fmt: skip
   found = results.summarize(questions, rows, 1.0)
-  assert found['likelihood_sum'].mean == 0.5  # neutral
-  assert found['likelihood_token'].mean == 0.5  # entailment
-  # F1 of a class that is right once and chosen twice is 2/3, of the other 0.
-  np.testing.assert_allclose(found['likelihood_sum/cb/f1'].mean, 1 / 3)
+  for n, by in enumerate(('sum', 'token', 'byte'), start=1):
+    np.testing.assert_allclose(found[f'likelihood_{by}'].mean, n / 6)
+  # F1 of a class that is right once and chosen six times is 2/7, of others 0.
+  np.testing.assert_allclose(found['likelihood_sum/cb/f1'].mean, 2 / 21)
   named = [name for name in found if 'likelihood_byte' in name]
   assert named == [
     'likelihood_byte', 'likelihood_byte/cb/accuracy', 'likelihood_byte/cb/f1',
   ]  # fmt: skip
+
+
+def test_every_name_of_an_entity_is_right():
+  question = Question(
+    'record-0', '?', 'Rome', choices=('Oslo', 'Roma', 'Rome'),
+    fields={'answers': ['Rome', 'Roma']},
+  )  # fmt: skip
+  for right, log_prob in ((1, [-3, -1, -2]), (0, [-1, -2, -3])):
+    row = {
+      'kind': 'likelihood', 'id': question.id, 'log_prob': log_prob,
+      'num_tokens': [1, 1, 1], 'num_bytes': [4, 4, 4],
+    }  # fmt: skip
+    found = results.summarize([question], [row], 1.0)
+    assert found['likelihood_sum'].mean == right
 
 
 def test_votes_count_by_what_they_say():
