@@ -91,6 +91,17 @@ def test_every_generation_is_kept_and_counted(whole):
   assert found['num_questions'] == 20 and len(found['questions_sha256']) == 64
 
 
+def test_greedy_rollouts_are_not_drawn(run, whole, tmp_path):
+  config = small_config(**CHANGES, eval__has_greedy=True, seed=5)
+  evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
+  texts = [
+    [row['response'] for row in read_rows(out / 'generations.jsonl')]
+    for out in (whole[0], tmp_path / 'out')
+  ]
+  assert texts[0][:40] != texts[1][:40]
+  assert texts[0][40:] == texts[1][40:]
+
+
 @pytest.mark.parametrize('num_rows', [0, 21, 50])
 def test_it_continues_with_the_first_batch_that_is_missing(
   run, whole, num_rows, tmp_path, monkeypatch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ogls_jax import results
+from ogls_jax import evaluation, generations, results
 from ogls_jax.intervals import mean_interval
 from ogls_jax.tasks import superglue, superglue_metrics
 from ogls_jax.tasks.question import Question
@@ -85,6 +85,21 @@ def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
       getattr(accuracy['avg@2'], side),
       atol=0.03,
     )
+
+
+def test_a_generation_says_which_text_it_is_of():
+  questions = [
+    multirc(7, 0, 'yes', 0),
+    multirc(7, 1, 'no', 1),
+    cb('neutral', 2),
+  ]
+  shape = (3, 1)
+  batch = evaluation.GradedBatch(
+    questions, [['yes']] * 3, np.ones(shape), np.zeros(shape, bool),
+    np.ones(shape, int), np.zeros(shape, bool), np.zeros(shape),
+  )  # fmt: skip
+  groups = [row['group'] for row in generations._rows_of(batch, 'sample')]
+  assert groups[0] == groups[1] != groups[2]
 
 
 def test_texts_that_are_drawn_twice_count_twice():
