@@ -32,7 +32,7 @@ def get_config():
   config.hints.answer_as_solution = True
   config.distill.response_tokens = 256
   config.steering.max_strength = 1.0
-  # At the paper's 0.05 nats reward falls, see docs/experiments.md.
+  # The paper's 0.05 nats ruin configs/tiny.py (docs/experiments.md).
   config.loss.clip_mode = 'none'
   config.optimizer.learning_rate = 1e-4
   config.optimizer.max_grad_norm = 1.0

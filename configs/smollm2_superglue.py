@@ -7,8 +7,7 @@
 Others: --config.data.path=data:superglue_cb/train.jsonl and
 --config.data.eval_path=data:superglue_cb/validation.jsonl; of BoolQ, which has
 one file, --config.data.path=data:superglue_boolq/validation.jsonl and
---config.data.eval_path= (nothing), and a share of it is held out. What each
-method makes of them is in docs/experiments.md.
+--config.data.eval_path= (nothing), and a share of it is held out.
 """
 
 from configs import smollm2_svamp
@@ -23,14 +22,14 @@ def get_config():
   config.data.on_bad_row = 'skip'
   config.prompt.max_tokens = 256
   config.prompt.student_template = 'student_choice'
-  # It says `The answer is yes.` of the hint \boxed{yes}. So small a model reads
-  # that better: of 64 responses to right hints 47% are right, 17% otherwise.
+  # It says `The answer is yes.` of the hint \boxed{yes}, which so small a model
+  # does not follow; and asks for as short a response as the student's.
   config.prompt.teacher_template = 'teacher_choice'
   config.model.remat = 'none'
   config.rollouts.max_tokens = 32
   config.hints.max_tokens = 32
   config.distill.response_tokens = 32
-  # At the paper's 0.05 nats reward falls, see docs/experiments.md.
+  # The paper's 0.05 nats ruin configs/tiny.py (docs/experiments.md).
   config.loss.clip_mode = 'none'
   config.num_steps = 20
   config.checkpoint.every_steps = 10

@@ -112,7 +112,7 @@ def draw(curves: dict[str, dict[str, Curve | None]]) -> bytes:
       )  # fmt: skip
     axis.set(xlabel='updates', ylabel=text)
     if axis.dataLim.height == 0 and axis.dataLim.y0 == 0:
-      axis.set_ylim(0, 1)  # as around any number, 0 has negative ones
+      axis.set_ylim(0, 1)  # matplotlib would put 0 in the middle
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
 
 from ogls_jax.errors import UserError
 
@@ -102,16 +101,12 @@ def make_folder(folder: pathlib.Path, *, flag: str) -> None:
 
 
 def read_rows(
-  path: pathlib.Path,
-  last_step: float = math.inf,
-  key: str = 'step',
-  needed: Sequence[str] = (),
+  path: pathlib.Path, last_step: float = math.inf, key: str = 'step'
 ) -> list[dict]:
   """Rows of a file of JSON objects, those of steps up to `last_step`.
 
   A last line that is not whole is left out: a crash has cut it, or it is being
-  written. Without the file there are no rows. Rows have their step under `key`,
-  and all keys of `needed`.
+  written. Without the file there are no rows. Rows have their step under `key`.
 
   Raises:
     UserError: it cannot be read, or a line before the last is broken.
@@ -133,8 +128,6 @@ def read_rows(
       row_step = row[key]
       if type(row_step) is not int:
         raise ValueError(f'{key} = {row_step!r} is no integer')
-      if missing := [name for name in needed if name not in row]:
-        raise ValueError(f'it has no {missing[0]!r}')
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f'{path}:{number}: not a line of a run ({error}); mend it, or move the'

@@ -111,8 +111,19 @@ def shares_of(folder: pathlib.Path, claim: dict) -> dict[str, Shares]:
   Raises:
     UserError: rollouts are missing from generations.jsonl.
   """
-  path, rows_of = folder / 'generations.jsonl', {}
-  for row in read_rows(path, key='batch', needed=('kind', 'id')):
+  path = folder / 'generations.jsonl'
+  try:
+    return _shares_of(path, claim)
+  except KeyError as error:
+    raise UserError(
+      f'{path}: a line has no {error}; delete it, and give the command that'
+      ' wrote it again'
+    ) from error
+
+
+def _shares_of(path, claim):
+  rows_of = {}
+  for row in read_rows(path, key='batch'):
     by_id = rows_of.setdefault(row['kind'], {})
     by_id.setdefault(row['id'], []).append(row)
   e, min_reward = claim['config']['eval'], claim['config']['min_reward']
@@ -127,22 +138,14 @@ def shares_of(folder: pathlib.Path, claim: dict) -> dict[str, Shares]:
         f'{path} has not {num} rollouts ({kind}) of each of {num_questions}'
         ' questions, as results.json says; give the command that wrote it again'
       )
-    if not by_id:
-      continue
-    try:
-      of_id = {
-        name: float(results.correct_shares([rows], min_reward)[0])
-        for name, rows in by_id.items()
-      }
-    except KeyError as error:
-      raise UserError(
-        f'{path}: a rollout has no {error}; delete its line, and give the'
-        ' command that wrote it again'
-      ) from error
-    group_of = {
-      name: rows[0].get('group', name) for name, rows in by_id.items()
-    }
-    found[kind] = Shares(of_id, group_of)
+    if by_id:
+      found[kind] = Shares(
+        {
+          name: float(results.correct_shares([rows], min_reward)[0])
+          for name, rows in by_id.items()
+        },
+        {name: rows[0].get('group', name) for name, rows in by_id.items()},
+      )
   return found
 
 

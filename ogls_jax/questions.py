@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from ogls_jax import data, hosts
 from ogls_jax.errors import UserError
 from ogls_jax.prompts import PromptMaker, check_prompt_lengths
-from ogls_jax.tasks import arithmetic
+from ogls_jax.tasks import arithmetic, latex
 from ogls_jax.tasks.question import Question
 
 
@@ -159,7 +159,7 @@ def solution_of(question: Question, *, answer_as_solution: bool) -> str | None:
 
 def has_box(question: Question) -> bool:
   """Whether the row's solution says its final answer in a box."""
-  return r'\boxed{' in (question.solution or '')
+  return latex.extract_boxed(question.solution or '') is not None
 
 
 def own_questions(

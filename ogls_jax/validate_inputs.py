@@ -127,18 +127,18 @@ def check_questions(
       f'method = {config.method!r} trains on solutions and row {lacking!r} has'
       f' none; {out}'
     )
-  num_boxed = sum(map(has_box, questions))
+  num_unboxed = sum(not has_box(question) for question in questions)
   if (
     not sizes.is_sampled
     and config.data.task == 'math'
-    and num_boxed < len(questions)
+    and num_unboxed
     and not config.hints.answer_as_solution
   ):
     logging.getLogger(__name__).warning(
       '%d of %d solutions have no \\boxed{}, where answers are read: %s will'
       ' not teach to box them; --config.hints.answer_as_solution=True ends each'
       ' with its answer',
-      len(questions) - num_boxed, len(questions), config.method,
+      num_unboxed, len(questions), config.method,
     )  # fmt: skip
   is_lonely = config.rollouts.group_size == 1 or (
     config.rollouts.group_size == 2 and config.hints.exclude_self

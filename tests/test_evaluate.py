@@ -246,7 +246,7 @@ def test_pairs_of_two_evaluations(run, whole, tmp_path):
       paired.compare(whole[0], tmp_path / 'b')
   for name in ('kind', 'reward'):
     path.write_bytes(b''.join(lines).replace(f'"{name}"'.encode(), b'"x"', 1))
-    with pytest.raises(UserError, match=f"generations.jsonl.*has no '{name}'"):
+    with pytest.raises(UserError, match=f"a line has no '{name}'"):
       paired.compare(whole[0], tmp_path / 'b')
 
 

@@ -255,3 +255,15 @@ def test_kd_on_solutions_has_one_row_a_question(maker):
   for b, question in enumerate(questions):
     ids = batch.hints.context_BMC[b, 0, : batch.hints.length_BM[b, 0]]
     assert ids.tolist() == maker.anchor_ids(question)
+
+
+def test_a_boxed_choice_is_said_in_words_and_a_rollout_as_it_is():
+  template = prompts_lib.load_template(
+    'k', 'teacher_choice', ('question', 'hint')
+  )
+  for hint, text in (
+    (r'\boxed{yes}', 'mistakes: The answer is yes.'),
+    (r'So \boxed{yes}', r'mistakes: So \boxed{yes}'),
+    (r'\frac{1}{2}', r'mistakes: \frac{1}{2}'),
+  ):
+    assert f'{text}\n\nExplain' in template.render(question='?', hint=hint)
