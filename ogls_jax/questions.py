@@ -36,14 +36,14 @@ def load_questions(
   if config.eval.num_questions > len(held_out):
     raise UserError(
       f'eval.num_questions = {config.eval.num_questions}, but only'
-      f' {len(held_out)} questions are held out; lower it, or raise'
-      ' data.eval_fraction'
+      f' {len(held_out)} questions are held out by {_held_out_by(d)}; lower it,'
+      ' or hold out more'
     )
   if num_held_out := len(held_out) - config.eval.num_questions:
     logging.getLogger(__name__).warning(
-      '%d questions to train on; %d more are held out by data.eval_fraction ='
-      ' %s and not evaluated (eval.num_questions = %d)',
-      len(train), num_held_out, d.eval_fraction, config.eval.num_questions,
+      '%d questions to train on; %d more are held out by %s and not evaluated'
+      ' (eval.num_questions = %d)',
+      len(train), num_held_out, _held_out_by(d), config.eval.num_questions,
     )  # fmt: skip
   held_out = held_out[: config.eval.num_questions]
   limits = {'max_tokens': config.prompt.max_tokens, 'on_bad_row': d.on_bad_row}
@@ -100,6 +100,13 @@ def digest_of(questions: list[Question]) -> str:
   rows = map(dataclasses.asdict, questions)
   lines = (json.dumps(row, sort_keys=True) for row in rows)
   return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def _held_out_by(d):
+  """The key that says which questions are, and its value."""
+  keys = ['eval_path', 'tfds_eval_split']
+  key = next((k for k in keys if d[k]), 'eval_fraction')
+  return f'data.{key} = {d[key]}'
 
 
 def _read_questions(d):

@@ -1,19 +1,21 @@
 import atexit
 import gc
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
-# Tests compile much and run little; LLVM's part of it is halved without the
-# newer emitters. Set before JAX starts its backend.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
-    '--xla_cpu_use_fusion_emitters=false',
-  ]
-)
+# Tests compile much and run little. Set before JAX starts its backend.
+_FLAGS = [
+  os.environ.get('XLA_FLAGS', ''),
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+]
+# LLVM's part of it is halved without the newer emitters; later versions have
+# no others, and end a process that is given a flag they do not know.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(_FLAGS)
 
 # The same small programs are compiled in many files and commands: once is
 # enough. Processes started from here take the folder over.

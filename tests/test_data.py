@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import default
 from ogls_jax import data, errors, hosts
+from ogls_jax.questions import load_questions
 from ogls_jax.tasks.question import Question
 from tests.tfds_files import prepare_tfds
 
@@ -266,6 +268,24 @@ def test_questions_of_the_evaluation_do_not_train():
   assert kept == questions[:3] + questions[4:] and num == 1
   with pytest.raises(errors.UserError, match='no question beyond'):
     data.without_shared(held_out, held_out, on_bad_row='skip')
+
+
+def test_who_holds_out_is_named(tmp_path, caplog, maker):
+  config = default.get_config()
+  config.data.path = write(tmp_path / 'a.jsonl', map(row, range(20)))
+  config.eval.num_questions = 1
+  load_questions(config, maker)
+  assert 'more are held out by data.eval_fraction = 0.2 and' in caplog.text
+  config.data.eval_path = write(tmp_path / 'b.jsonl', map(row, range(20, 24)))
+  _, held_out, _ = load_questions(config, maker)
+  named = f'data.eval_path = {config.data.eval_path}'
+  assert [q.id for q in held_out] == ['r20']
+  assert f'20 questions to train on; 3 more are held out by {named}' in (
+    caplog.text
+  )
+  config.eval.num_questions = 5
+  with pytest.raises(errors.UserError, match=f'only 4 .* held out by {named}'):
+    load_questions(config, maker)
 
 
 def test_split_by_id_does_not_depend_on_the_other_rows():
