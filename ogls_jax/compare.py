@@ -187,11 +187,14 @@ def _figures(plan, variant, seed) -> comparison.RunFigures:
   step, metrics = found['model']['step'], found['metrics']
   shares = paired.shares_of(folder, found)
   rows = _rows(plan, variant, seed, step)
+  # Of a task of one's own nobody knows what an answer is.
+  answered = metrics.get('answered_fraction', {'mean': None})
   num_rollouts = 0
   if variant.is_trained and is_sampled(plan.config_of(variant, seed)):
     num_rollouts = step * plan.rows_per_update(variant)
   return comparison.RunFigures(
     shares=shares[results.KINDS[0]],
+    answered_fraction=answered['mean'],
     response_tokens=metrics['response_tokens']['mean'],
     truncated_fraction=metrics['truncated_fraction']['mean'],
     repeated_fraction=metrics['repeated_fraction']['mean'],

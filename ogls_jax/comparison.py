@@ -21,9 +21,9 @@ NOTES = (
   'Tokens and rollouts are those of training; solutions count as tokens where'
   ' nothing is sampled. Seconds are of updates alone: the median without the'
   ' first two, which compile, and all of them with those and later ones that'
-  ' compile, as for a batch of another width. Length, truncated and'
-  ' repeated are of held-out responses at the end. All but accuracies by seed'
-  ' are means over seeds.',
+  ' compile, as for a batch of another width. Answered (have a final answer),'
+  ' length, truncated and repeated are of held-out responses at the end. All'
+  ' but accuracies by seed are means over seeds.',
 )
 
 
@@ -33,6 +33,8 @@ class RunFigures:
 
   Attributes:
     shares: of correct rollouts of held-out questions.
+    answered_fraction: share of these rollouts that have a final answer; None
+      where it is not known.
     response_tokens: mean length of these rollouts.
     truncated_fraction: share of them that did not end.
     repeated_fraction: how much of them repeats itself.
@@ -41,6 +43,7 @@ class RunFigures:
   """
 
   shares: Shares
+  answered_fraction: float | None
   response_tokens: float
   truncated_fraction: float
   repeated_fraction: float
@@ -71,6 +74,8 @@ def summarize(
 def _summary(runs, others):
   names = ('response_tokens', 'truncated_fraction', 'repeated_fraction')
   found = {'accuracy': _over_seeds([run.accuracy for run in runs])}
+  if all(run.answered_fraction is not None for run in runs):
+    names += ('answered_fraction',)
   found |= {name: [getattr(run, name) for run in runs] for name in names}
   if others:
     found['difference'] = _over_seeds(
@@ -145,7 +150,8 @@ def cost_table(variants: dict[str, dict], reference: str) -> Table:
   """What training cost, and what its responses are like at the end."""
   headings = [
     'method', 'updates', 'rollouts', 'tokens', 's per update', 's in all',
-    f's per update, to {reference}', 'length', 'truncated', 'repeated',
+    f's per update, to {reference}', 'answered', 'length', 'truncated',
+    'repeated',
   ]  # fmt: skip
   columns = [
     ('updates', '{:.0f}'),
@@ -154,6 +160,7 @@ def cost_table(variants: dict[str, dict], reference: str) -> Table:
     ('seconds_per_update', '{:.3g}'),
     ('seconds', '{:.1f}'),
     ('overhead', '{:.2f}x'),
+    ('answered_fraction', '{:.1%}'),
     ('response_tokens', '{:.1f}'),
     ('truncated_fraction', '{:.1%}'),
     ('repeated_fraction', '{:.1%}'),

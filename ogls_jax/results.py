@@ -36,7 +36,7 @@ def summarize(
     questions: Q of them.
     rows: of generations.jsonl, all of each question.
     min_reward: a rollout of at least this reward is correct.
-    has_votes: whether responses say what they vote for (`scores.answer_of`);
+    has_votes: whether responses say what their answer is (`scores.answer_of`);
       of a task of one's own nothing is known.
   """
   by_kind = {kind: collections.defaultdict(list) for kind in KINDS}
@@ -75,17 +75,16 @@ def _of_samples(questions, rows_QG, min_reward, has_votes):
   ks = [2**i for i in range(1, num.bit_length()) if 2**i < num]
   for k in [*ks, num][: num - 1]:  # of one rollout they are the average
     values[f'pass@{k}'] = scores.pass_at(num, correct_QG.sum(1), k)
-  if num > 2 and has_votes:
-    values[f'maj@{num}'] = np.array(
-      [
-        scores.majority(
-          [scores.answer_of(row['response'], question) for row in rows],
-          correct_G.tolist(),
-        )
-        for question, rows, correct_G in zip(
-          questions, rows_QG, correct_QG, strict=True
-        )
-      ]
+  if has_votes:
+    answers_QG = [
+      [scores.answer_of(row['response'], question) for row in rows]
+      for question, rows in zip(questions, rows_QG, strict=True)
+    ]
+    if num > 2:
+      votes = zip(answers_QG, correct_QG.tolist(), strict=True)
+      values[f'maj@{num}'] = np.array([scores.majority(*of) for of in votes])
+    values['answered_fraction'] = np.array(
+      [np.mean([x is not None for x in answers]) for answers in answers_QG]
     )
   reward_QG = _values(rows_QG, 'reward')
   if (reward_QG != correct_QG).any():

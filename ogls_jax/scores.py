@@ -37,7 +37,7 @@ def pass_at(num: int, num_correct_Q: np.ndarray, k: int) -> np.ndarray:
 
 
 def answer_of(text: str, question: Question) -> str | None:
-  """What a response votes for; None: nothing."""
+  """The final answer, what a response votes for; None: it has none."""
   if question.choices:
     return superglue.choice_of(text, question)
   boxed = latex.extract_boxed(text)

@@ -15,12 +15,13 @@ METHODS = 'base,sft,opsd:distill.response_tokens=8'
 REFERENCE = 'opsd:distill.response_tokens=8'
 
 
-def figures(shares, seconds=(), tokens=(), num_rollouts=0):
+def figures(shares, seconds=(), tokens=(), num_rollouts=0, answered=None):
   names = 'abcdefgh'[: len(shares)]
   return comparison.RunFigures(
     shares=paired.Shares(
       dict(zip(names, shares, strict=True)), {name: name for name in names}
     ),
+    answered_fraction=answered,
     response_tokens=4.0,
     truncated_fraction=0.5,
     repeated_fraction=0.25,
@@ -31,7 +32,10 @@ def figures(shares, seconds=(), tokens=(), num_rollouts=0):
 
 def test_differences_and_intervals_are_those_of_arithmetic():
   runs = {
-    'base': [figures([0.0, 0.5]), figures([0.5, 0.5])],
+    'base': [
+      figures([0.0, 0.5], answered=0.25),
+      figures([0.5, 0.5], answered=0.75),
+    ],
     'opsd': [
       figures([0.0, 1.0], [9, 9, 2, 2, 4], [5] * 5, 10),
       figures([0.5, 0.5], [9, 9, 4, 4, 4], [5] * 5, 10),
@@ -68,15 +72,15 @@ def test_differences_and_intervals_are_those_of_arithmetic():
   assert base[:2] == ['base', '25.0% 50.0%']
   assert opsd[3:] == ['', '', '']
   _, (base, _, row) = comparison.cost_table(found, 'opsd')
-  assert base == ['base', *[''] * 6, '4.0', '50.0%', '25.0%']
-  assert row[:7] == ['sft', '5', '0', '35', '2', '27.0', '0.62x']
+  assert base == ['base', *[''] * 6, '50.0%', '4.0', '50.0%', '25.0%']
+  assert row[:8] == ['sft', '5', '0', '35', '2', '27.0', '0.62x', '']
 
 
 def test_questions_are_paired_by_id():
   one, two = (
     comparison.RunFigures(
       paired.Shares(shares, {'a': 'a', 'b': 'b'}),
-      0, 0, 0, figures([]).costs, 0,
+      None, 0, 0, 0, figures([]).costs, 0,
     )
     for shares in ({'a': 1.0, 'b': 0.0}, {'b': 0.0, 'a': 1.0})
   )  # fmt: skip

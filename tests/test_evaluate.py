@@ -206,6 +206,7 @@ def test_what_files_hold_is_part_of_the_results(run, tmp_path):
   found = evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
   # What a task of one's own takes for an answer is not known.
   assert 'pass@3' in found['metrics'] and 'maj@3' not in found['metrics']
+  assert 'answered_fraction' not in found['metrics']
   digest = hashlib.sha256(rows.read_bytes()).hexdigest()
   assert found['data_sha256'] == digest
   for file in (task, template):

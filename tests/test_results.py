@@ -119,7 +119,8 @@ def test_nothing_votes_in_a_task_of_ones_own():
   question = Question('1', '?', 'x')
   rows = [row(question, 'Answer: x', n) for n in range(4)]
   found = results.summarize([question], rows, 1.0, has_votes=False)
-  assert not [name for name in found if name.startswith('maj')]
+  unknown = [name for name in found if name.startswith(('maj', 'answered'))]
+  assert not unknown
 
 
 def test_likelihoods_choose_by_sum_token_and_byte():
@@ -156,6 +157,14 @@ def test_every_name_of_an_entity_is_right():
     }  # fmt: skip
     found = results.summarize([question], [row], 1.0)
     assert found['likelihood_sum'].mean == right
+
+
+def test_a_response_without_a_final_answer_is_told_from_a_wrong_one():
+  questions = [cb('neutral', 0), Question('1', '?', '7')]
+  texts = ['neutral', 'entailment', 'not neutral', '7', r'\boxed{8}', '1']
+  rows = [row(questions[n // 3], text, n % 3) for n, text in enumerate(texts)]
+  found = results.summarize(questions, rows, 1.0)
+  np.testing.assert_allclose(found['answered_fraction'].mean, 1 / 2)
 
 
 def test_votes_count_by_what_they_say():
