@@ -7,7 +7,8 @@
 Others: --config.data.path=data:superglue_cb/train.jsonl and
 --config.data.eval_path=data:superglue_cb/validation.jsonl; of BoolQ, which has
 one file, --config.data.path=data:superglue_boolq/validation.jsonl and
---config.data.eval_path= (nothing), and a share of it is held out.
+--config.data.eval_path= (nothing), and a share of it is held out. On a GPU,
+with what came out: configs/smollm2_superglue_gpu.py.
 """
 
 from configs import smollm2_svamp

@@ -187,7 +187,8 @@ def _figures(plan, variant, seed) -> comparison.RunFigures:
   step, metrics = found['model']['step'], found['metrics']
   shares = paired.shares_of(folder, found)
   rows = _rows(plan, variant, seed, step)
-  # Of a task of one's own nobody knows what an answer is.
+  # Of a task of one's own nobody knows what an answer is; older evaluations
+  # did not ask.
   answered = metrics.get('answered_fraction', {'mean': None})
   num_rollouts = 0
   if variant.is_trained and is_sampled(plan.config_of(variant, seed)):

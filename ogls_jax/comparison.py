@@ -21,9 +21,10 @@ NOTES = (
   'Tokens and rollouts are those of training; solutions count as tokens where'
   ' nothing is sampled. Seconds are of updates alone: the median without the'
   ' first two, which compile, and all of them with those and later ones that'
-  ' compile, as for a batch of another width. Answered (have a final answer),'
-  ' length, truncated and repeated are of held-out responses at the end. All'
-  ' but accuracies by seed are means over seeds.',
+  ' compile, as for a batch of another width. Answered (have a final answer'
+  ' in a form that the grader reads), length, truncated and repeated are of'
+  ' held-out responses at the end. All but accuracies by seed are means over'
+  ' seeds.',
 )
 
 

@@ -160,6 +160,11 @@ def test_figures_are_those_of_the_runs(stopped):
       np.testing.assert_allclose(
         found[v.label]['accuracy']['by_seed'][s], share
       )
+      metrics = json.loads(
+        (plan.evaluation(v, seed) / 'results.json').read_text()
+      )['metrics']
+      for name in ('answered_fraction', 'response_tokens'):
+        assert found[v.label][name][s] == metrics[name]['mean']
   for label, num_rows in (('sft', 8), (REFERENCE, 16)):
     variant = next(v for v in plan.variants if v.label == label)
     rows = read_rows(plan.workdir(variant, 1) / 'metrics.jsonl')

@@ -20,7 +20,7 @@ NUM_DEVICES = 8
 
 
 def arrays_of(compiled, opcodes=()):
-  """(array, JAX's name) of each instruction of these kinds; all if none.
+  """Those of each instruction of these kinds; of all if none.
 
   Also of the computations that a fusion or a loop calls.
   """
@@ -28,8 +28,7 @@ def arrays_of(compiled, opcodes=()):
   for computation in module.computations.values():
     for instruction in computation.instructions:
       if not opcodes or instruction.opcode in opcodes:
-        for array in instruction.arrays:
-          yield array, instruction.op_name
+        yield from instruction.arrays
 
 
 def placed(tree, grid):
@@ -55,7 +54,7 @@ def gathered_stacks(compiled):
   smallest = NUM_LAYERS * WIDE.width * WIDE.num_kv_heads * WIDE.head_size
   return [
     array.dims
-    for array, _ in arrays_of(compiled, GATHERS)
+    for array in arrays_of(compiled, GATHERS)
     if NUM_LAYERS in array.dims and array.size >= smallest
   ]
 
@@ -77,7 +76,7 @@ def test_an_update_gathers_no_model_and_holds_no_logits(
   rows = 8 * 3 * shape[2] // NUM_DEVICES
   logits = [
     array.dims
-    for array, _ in arrays_of(compiled)
+    for array in arrays_of(compiled)
     if {VOCAB, vocabulary} & set(array.dims)
     and array.size >= rows * NUM_TOKENS * vocabulary
   ]
@@ -85,7 +84,7 @@ def test_an_update_gathers_no_model_and_holds_no_logits(
   # All 8 questions' states on one device: embeddings were, as looked up.
   states = [
     array.dims
-    for array, _ in arrays_of(compiled, GATHERS)
+    for array in arrays_of(compiled, GATHERS)
     if array.dtype == 'f32' and len(array.dims) > 2 and array.dims[0] == 8
   ]
   assert shape[2] == 8 or states == []
@@ -112,7 +111,7 @@ def test_decoding_moves_no_weights(shape):
   # has a dim of that size.
   moved = [
     array.dims
-    for array, _ in arrays_of(compiled, (*GATHERS, 'all-to-all'))
+    for array in arrays_of(compiled, (*GATHERS, 'all-to-all'))
     if array.size > states and 128 not in array.dims
   ]
   assert moved == []

@@ -80,6 +80,10 @@ def test_a_split_of_its_own_for_evaluation(tmp_path):
   assert sorted(q.answer for q in train) == [str(1000 + i) for i in range(6)]
   assert sorted(q.answer for q in held_out) == ['1007', '1008']
   assert num_skipped == 0
+  config.eval.num_questions = 3
+  with pytest.raises(UserError, match='held out by data.tfds_eval_split = tes'):
+    load(config)
+  config.eval.num_questions = 1
   config.data.tfds_eval_split = 'seen'
   with pytest.raises(UserError, match='also held out by .*tfds_eval_split'):
     load(config)
