@@ -16,9 +16,9 @@ def get_config():
   config = smollm2_superglue.get_config()
   config.model.dtype = 'bfloat16'
   config.model.param_dtype = 'bfloat16'
-  # A quarter of an update takes 0.6 GiB, 3.4 with 'none', says `preflight`
-  # --topology=v5p:2x2x1 --config.mesh.fsdp=4 --config.mesh.data=1
-  # --config.model.attention=plain.
+  # Of an update on four v5p chips a chip holds 0.6 GiB, 3.4 with 'none', says
+  # `preflight --topology=v5p:2x2x1 --config.mesh.data=1 --config.mesh.fsdp=4
+  # --config.model.attention=plain`.
   config.model.remat = 'full'
   config.rollouts.batch_questions = 16
   config.prompt.bucket_tokens = 128  # fewer widths to compile for

@@ -161,14 +161,8 @@ def test_every_name_of_an_entity_is_right():
 
 def test_a_response_without_a_final_answer_is_told_from_a_wrong_one():
   questions = [cb('neutral', 0), Question('1', '?', '7')]
-  texts = [
-    'neutral',
-    'entailment',
-    'not neutral',
-    '7',
-    r'\boxed{8}',
-    r'\boxed{1}',
-  ]
+  texts = ['neutral', 'entailment', 'not neutral']
+  texts += ['7', r'\boxed{8}', r'\boxed{1}']
   rows = [row(questions[n // 3], text, n % 3) for n, text in enumerate(texts)]
   found = results.summarize(questions, rows, 1.0)
   np.testing.assert_allclose(found['answered_fraction'].mean, 2 / 3)

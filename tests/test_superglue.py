@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.lenient_answers import lenient_choice
 from ogls_jax import data, tfds_rows
 from ogls_jax.errors import UserError
 from ogls_jax.tasks import superglue, superglue_metrics, superglue_rows
@@ -325,3 +326,16 @@ def test_the_average_is_over_tasks():
 
 def test_the_metrics_are_those_of_the_eight_tasks():
   assert set(superglue_metrics.METRICS) == set(superglue_rows.TASKS)
+
+
+def test_a_lenient_reader_takes_sentences_too():
+  question = Question('1', '?', 'yes', choices=('yes', 'no'))
+  texts = [
+    'No', r'It is so. \boxed{yes}', 'Yes, it is.', 'The answer to this is no.',
+    'Nothing says yes.', 'The answer is that I know.',
+  ]  # fmt: skip
+  assert [lenient_choice(text, question) for text in texts] == [
+    'no', 'yes', 'yes', 'no', None, None,
+  ]  # fmt: skip
+  strict = [superglue.choice_of(text, question) for text in texts]
+  assert strict == ['no', 'yes', None, None, None, None]
