@@ -177,7 +177,7 @@ def _prompt() -> config_dict.ConfigDict:
     student_thinking=True,
     teacher_thinking=True,  # the same, of the teacher
     max_tokens=1024,  # of a student prompt; longer ones are an error
-    bucket_tokens=64,  # prompts and contexts are padded to a multiple
+    bucket_tokens=64,  # all texts are padded to a multiple: few programs
   )
 
 

@@ -34,7 +34,11 @@ from ogls_jax.questions import digest_of, load_evaluated
 from ogls_jax.runs import load_run, read_run_config
 from ogls_jax.tasks.grading import OWN_TASK_SUFFIX
 from ogls_jax.validate import validate_evaluation
-from ogls_jax.validate_inputs import check_choices, check_vocabulary
+from ogls_jax.validate_inputs import (
+  check_choices,
+  check_vocabulary,
+  warn_of_length,
+)
 from ogls_jax.workdir import check_same, locked
 
 
@@ -65,6 +69,8 @@ def evaluate(
   config = _with_model_of(config, workdir)
   validate_evaluation(config, jax.device_count())
   mesh, maker = make_mesh(dict(config.mesh)), build.load_maker(config)
+  settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
+  warn_of_length(config, settings.context_tokens, is_trained=False)
   questions, num_skipped = load_evaluated(config, maker)
   build.check_task(config, questions[0])
   check_choices(config, questions)

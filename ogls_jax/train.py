@@ -75,7 +75,7 @@ def train(
   num_ids = maker.tokenizer.vocab_size
   settings = build.decoder_settings(config, num_ids)
   check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
-  warn_of_length(config, settings.context_tokens)
+  warn_of_length(config, settings.context_tokens, is_trained=True)
   questions, held_out, num_skipped = load_questions(config, maker)
   check_questions(config, questions, held_out, sizes)
   build.check_task(config, questions[0])

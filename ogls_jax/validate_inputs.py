@@ -40,23 +40,33 @@ def check_vocabulary(
     )
 
 
-def warn_of_length(config: config_dict.ConfigDict, context_tokens: int) -> None:
+def warn_of_length(
+  config: config_dict.ConfigDict, context_tokens: int, *, is_trained: bool
+) -> None:
   """Says which inputs may be longer than the model was made for.
 
   Args:
     config: as from configs/default.py.
     context_tokens: of the model; 0 if not known.
+    is_trained: whether there are rollouts to train on and teacher contexts,
+      or an evaluation alone.
   """
-  student = {'prompt.max_tokens', 'rollouts.max_tokens'}
-  teacher = {
-    'prompt.max_tokens', 'hints.max_tokens', 'distill.response_tokens',
-  }  # fmt: skip
-  for keys in (student, teacher):
+  inputs = []
+  if is_trained:
+    inputs = [
+      ['prompt.max_tokens', 'rollouts.max_tokens'],
+      ['distill.response_tokens', 'hints.max_tokens', 'prompt.max_tokens'],
+    ]
+  # 0 is none in training, and all in an evaluation.
+  if config.eval.num_questions or not is_trained:
+    key = 'eval' if config.eval.max_tokens else 'rollouts'
+    inputs.append(['prompt.max_tokens', f'{key}.max_tokens'])
+  for keys in dict.fromkeys(map(tuple, inputs)):
     total = sum(get(config, key) for key in keys)
     if context_tokens and total > context_tokens:
       logging.getLogger(__name__).warning(
         '%s = %d tokens may be more than the %d that the model was made for',
-        ' + '.join(sorted(keys)), total, context_tokens,
+        ' + '.join(keys), total, context_tokens,
       )  # fmt: skip
 
 

@@ -227,15 +227,30 @@ def test_a_misspelt_key_in_a_config_file_is_an_error():
 def test_inputs_longer_than_the_model_was_made_for_are_named(caplog):
   config = tiny(
     prompt__max_tokens=10, rollouts__max_tokens=20, hints__max_tokens=30,
-    distill__response_tokens=5,
+    distill__response_tokens=5, eval__num_questions=1,
   )  # fmt: skip
-  for context_tokens in (0, 45):
-    validate_inputs.warn_of_length(config, context_tokens)
-  assert not caplog.text
-  validate_inputs.warn_of_length(config, 44)
-  assert caplog.messages == [
-    'distill.response_tokens + hints.max_tokens + prompt.max_tokens = 45 tokens'
-    ' may be more than the 44 that the model was made for'
-  ]
-  validate_inputs.warn_of_length(config, 29)
-  assert 'prompt.max_tokens + rollouts.max_tokens = 30' in caplog.text
+
+  def warnings(context_tokens, *, is_trained):
+    caplog.clear()
+    validate_inputs.warn_of_length(
+      config, context_tokens, is_trained=is_trained
+    )
+    return [text.partition(' = ')[0] for text in caplog.messages]
+
+  of_teacher = 'distill.response_tokens + hints.max_tokens + prompt.max_tokens'
+  of_student = 'prompt.max_tokens + rollouts.max_tokens'
+  assert not warnings(0, is_trained=True) + warnings(45, is_trained=True)
+  assert warnings(44, is_trained=True) == [of_teacher]
+  assert caplog.messages[0].endswith(
+    ' = 45 tokens may be more than the 44 that the model was made for'
+  )
+  assert warnings(29, is_trained=True) == [of_student, of_teacher]
+  assert warnings(29, is_trained=False) == [of_student]
+  assert not warnings(30, is_trained=False)
+  config.eval.max_tokens = 50
+  of_evaluation = 'prompt.max_tokens + eval.max_tokens'
+  assert warnings(59, is_trained=True) == [of_evaluation]
+  assert warnings(59, is_trained=False) == [of_evaluation]
+  config.eval.num_questions = 0
+  assert not warnings(59, is_trained=True)
+  assert warnings(59, is_trained=False) == [of_evaluation]
