@@ -137,19 +137,8 @@ def check_questions(
       f'method = {config.method!r} trains on solutions and row {lacking!r} has'
       f' none; {out}'
     )
-  num_unboxed = sum(not has_box(question) for question in questions)
-  if (
-    not sizes.is_sampled
-    and config.data.task == 'math'
-    and num_unboxed
-    and not config.hints.answer_as_solution
-  ):
-    logging.getLogger(__name__).warning(
-      '%d of %d solutions have no \\boxed{}, where answers are read: %s will'
-      ' not teach to box them; --config.hints.answer_as_solution=True ends each'
-      ' with its answer',
-      num_unboxed, len(questions), config.method,
-    )  # fmt: skip
+  if not sizes.is_sampled and config.data.task == 'math':
+    _warn_of_solutions(config, questions, num_solved)
   is_lonely = config.rollouts.group_size == 1 or (
     config.rollouts.group_size == 2 and config.hints.exclude_self
   )
@@ -179,3 +168,22 @@ def check_questions(
       'rollouts.group_size = 1 gives grpo no group to compare with; use 2 or'
       ' more'
     )
+
+
+def _warn_of_solutions(config, questions, num_solved):
+  """Says what training on these solutions will not teach."""
+  logger, num = logging.getLogger(__name__), len(questions)
+  num_unboxed = sum(not has_box(question) for question in questions)
+  if num_unboxed and not config.hints.answer_as_solution:
+    logger.warning(
+      '%d of %d solutions have no \\boxed{}, where answers are read: %s will'
+      ' not teach to box them; --config.hints.answer_as_solution=True ends each'
+      ' with its answer',
+      num_unboxed, num, config.method,
+    )  # fmt: skip
+  if num_solved < num:
+    logger.warning(
+      '%d of %d questions have no solution, and %s trains on their bare'
+      ' answers: it teaches to answer without working',
+      num - num_solved, num, config.method,
+    )  # fmt: skip

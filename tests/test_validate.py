@@ -181,6 +181,16 @@ def test_solutions_without_a_box_are_told_of(caplog):
     validate_inputs.check_questions(config, questions, [], sizes)
     assert ('1 of 2 solutions have no' in caplog.text) == is_told
   config.hints.answer_as_solution = True
+  validate_inputs.check_questions(config, [boxed, other], [], sizes)
+  assert not caplog.text
+  validate_inputs.check_questions(config, [boxed, other, none], [], sizes)
+  assert caplog.messages == [
+    '1 of 3 questions have no solution, and sft trains on their bare answers:'
+    ' it teaches to answer without working'
+  ]
+  caplog.clear()
+  config.method = 'opsd'  # whose hints may be answers
+  sizes = validate_lib.validate(config, 1)
   validate_inputs.check_questions(config, [other, none], [], sizes)
   assert not caplog.text
 
