@@ -20,6 +20,7 @@ def get_config():
   # `preflight --topology=v5p:2x2x1 --config.mesh.data=1 --config.mesh.fsdp=4
   # --config.model.attention=plain`.
   config.model.remat = 'full'
+  config.lora.init_variance = 2.0  # as docs/experiments.md has it
   config.rollouts.batch_questions = 16
   config.prompt.bucket_tokens = 128  # fewer widths to compile for
   config.num_steps = 100

@@ -156,6 +156,7 @@ def decoder_maker(
       settings,
       lora_rank=lora_rank,
       lora_alpha=config.lora.alpha,
+      lora_init_variance=config.lora.init_variance,
       lora_targets=lora_targets(config),
       **options,
       rngs=nnx.Rngs(key),

@@ -45,6 +45,7 @@ _RANGES = [
   ('model.mlp_size', 1, math.inf),
   ('lora.rank', 0, math.inf),
   ('lora.alpha', 1e-9, math.inf),
+  ('lora.init_variance', 1e-9, math.inf),
   ('rollouts.batch_questions', 1, math.inf),
   ('rollouts.group_size', 1, math.inf),
   ('rollouts.max_tokens', 1, math.inf),

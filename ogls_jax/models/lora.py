@@ -14,7 +14,7 @@ class Linear(nnx.Module):
 
   Arrays carry a leading layer dim L until the decoder's scan slices it away.
   LoRA as in arXiv:2106.09685: lora_a is random, lora_b starts at zero, so that
-  a fresh adapter changes nothing.
+  a fresh adapter changes nothing. The variance of lora_a is init_variance / in.
   """
 
   def __init__(
@@ -26,6 +26,7 @@ class Linear(nnx.Module):
     dims: str,
     rank: int,
     alpha: float,
+    init_variance: float,
     has_bias: bool = False,
     param_dtype: jnp.dtype,
     rngs: nnx.Rngs,
@@ -45,7 +46,9 @@ class Linear(nnx.Module):
     self.qtype = ''
     self.scale = alpha / rank if rank else 0.0
     if rank:
-      down = jax.nn.initializers.he_uniform()
+      down = jax.nn.initializers.variance_scaling(
+        init_variance, 'fan_in', 'uniform'
+      )
       # Adapters stay float32: at a learning rate of 5e-6 a bfloat16 parameter
       # rounds most updates away.
       self.lora_a = nnx.LoRAParam(

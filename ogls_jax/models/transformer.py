@@ -88,6 +88,7 @@ class Decoder(nnx.Module):
     *,
     lora_rank: int = 0,
     lora_alpha: float = 1.0,
+    lora_init_variance: float = 1 / 3,
     lora_targets: tuple[str, ...] = LORA_TARGETS,
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype = jnp.float32,
@@ -102,6 +103,7 @@ class Decoder(nnx.Module):
       settings: sizes.
       lora_rank: 0 for none.
       lora_alpha: as for `Linear`.
+      lora_init_variance: of lora_a, times its inputs.
       lora_targets: which layers have adapters.
       dtype: of activations.
       param_dtype: of all but the adapters.
@@ -124,6 +126,7 @@ class Decoder(nnx.Module):
       settings,
       lora_rank=lora_rank,
       lora_alpha=lora_alpha,
+      lora_init_variance=lora_init_variance,
       lora_targets=lora_targets,
       param_dtype=param_dtype,
       rngs=rngs,
