@@ -25,8 +25,9 @@ def get_config() -> config_dict.ConfigDict:
   config.lora = config_dict.create(
     rank=64,  # 0 trains all weights
     alpha=128.0,  # adapters count alpha / rank times
-    # Of lora_a at the start, times its inputs: 1/3 in PEFT and in LoRA's own
-    # code, 2 in Flax. Updates act as its square root does on their rate.
+    # Variance of lora_a at the start, times its inputs: 1/3 in PEFT and in
+    # LoRA's own code, 2 in Flax. The first updates move the weights in
+    # proportion to its square root, as they do to the learning rate.
     init_variance=1 / 3,
     targets='q,k,v,o,gate,up,down',  # layers with adapters
   )

@@ -61,3 +61,21 @@ def test_adapters_are_on_the_targets_alone_and_stacked():
   }  # fmt: skip
   for _, variable in nnx.to_flat_state(student.params):
     assert variable[...].dtype == np.float32
+
+
+def test_adapters_start_as_the_key_says():
+  for variance in (1 / 3, 2.0):
+    _, student = make_models(lora__init_variance=variance)
+    for path, variable in nnx.to_flat_state(student.params):
+      array = np.asarray(variable[...])
+      if path[-1] == 'lora_b':
+        assert not array.any()
+        continue
+      num_layers, num_inputs, _ = array.shape
+      # Uniform, as PEFT's: a bound of sqrt(3 variance).
+      scaled = array * num_inputs**0.5
+      most = np.abs(scaled).max()
+      assert 0.9 < most / (3 * variance) ** 0.5 <= 1
+      assert not np.array_equal(array[0], array[num_layers - 1])
+  default = small_config(lora__rank=2).lora.init_variance
+  assert default == 1 / 3
