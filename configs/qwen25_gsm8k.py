@@ -6,7 +6,7 @@
 fetches the weights; `--config.model.path=FOLDER` or a .gguf file reads them
 from there. SVAMP, without solutions: --config.data.path=data:svamp/test.jsonl
 --config.data.eval_path= (nothing), and a share of it is held out. Not run at
-this size yet.
+this size yet; five small updates on SVAMP are in docs/experiments.md.
 """
 
 from configs import default
