@@ -69,7 +69,9 @@ def evaluate(
   config = _with_model_of(config, workdir)
   validate_evaluation(config, jax.device_count())
   mesh, maker = make_mesh(dict(config.mesh)), build.load_maker(config)
-  settings = build.decoder_settings(config, maker.tokenizer.vocab_size)
+  num_ids = maker.tokenizer.vocab_size
+  settings = build.decoder_settings(config, num_ids)
+  check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
   warn_of_length(config, settings.context_tokens, is_trained=False)
   questions, num_skipped = load_evaluated(config, maker)
   build.check_task(config, questions[0])
@@ -87,7 +89,7 @@ def evaluate(
       '--config: the hosts have different configs, flags or data; start all'
       ' with the same command, the same code and the same files',
     )
-    model, source = _load(config, mesh, maker, workdir, run_step)
+    model, source = _load(config, settings, mesh, workdir, run_step)
     claim['model'] = source | {'checksum': _checksum_of(model)}
     flag = f'--out={out}'
     is_there = check_same(out / 'evaluation.json', claim, flag=flag)
@@ -140,14 +142,11 @@ def _with_model_of(config, workdir):
   return config
 
 
-def _load(config, mesh, maker, workdir, run_step):
+def _load(config, settings, mesh, workdir, run_step):
   """(the model, what it is)."""
   if workdir:
     run = load_run(workdir, mesh, step=run_step, flag=f'--workdir={workdir}')
     return run.student, {'workdir': str(workdir), 'step': run.step}
-  num_ids = maker.tokenizer.vocab_size
-  settings = build.decoder_settings(config, num_ids)
-  check_vocabulary(config, num_ids=num_ids, num_rows=settings.vocab_size)
   model = build.base_model(config, settings, mesh)
   return model, {'path': config.model.path}
 

@@ -54,14 +54,14 @@ def warn_of_length(
   inputs = []
   if is_trained:
     inputs = [
-      ['prompt.max_tokens', 'rollouts.max_tokens'],
-      ['distill.response_tokens', 'hints.max_tokens', 'prompt.max_tokens'],
+      ('prompt.max_tokens', 'rollouts.max_tokens'),
+      ('distill.response_tokens', 'hints.max_tokens', 'prompt.max_tokens'),
     ]
   # 0 is none in training, and all in an evaluation.
   if config.eval.num_questions or not is_trained:
     key = 'eval' if config.eval.max_tokens else 'rollouts'
-    inputs.append(['prompt.max_tokens', f'{key}.max_tokens'])
-  for keys in dict.fromkeys(map(tuple, inputs)):
+    inputs.append(('prompt.max_tokens', f'{key}.max_tokens'))
+  for keys in dict.fromkeys(inputs):
     total = sum(get(config, key) for key in keys)
     if context_tokens and total > context_tokens:
       logging.getLogger(__name__).warning(
