@@ -4,9 +4,10 @@
     python -m ogls_jax.compare --config=configs/smollm2_superglue.py \
         --out=runs/wic --methods=base,sft,opsd,ogls_sd,grpo --seeds=3
 
-Others: --config.data.path=data:superglue_cb/train.jsonl and
---config.data.eval_path=data:superglue_cb/validation.jsonl; of BoolQ, which has
-one file, --config.data.path=data:superglue_boolq/validation.jsonl and
+Others: --config.data.path=data:superglue_cb/train.jsonl
+--config.data.eval_path=data:superglue_cb/validation.jsonl, and for its 56
+questions --config.eval.num_questions=56; of BoolQ, which has one file,
+--config.data.path=data:superglue_boolq/validation.jsonl
 --config.data.eval_path= (nothing), and a share of it is held out. On a GPU,
 with what came out: configs/smollm2_superglue_gpu.py.
 """

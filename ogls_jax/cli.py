@@ -137,10 +137,7 @@ def run(main: Callable[[], None]) -> None:
       )
       hosts.leave(INTERRUPTED_CODE)
     except FloatingPointError as error:
-      print(
-        f'error: {error}; the last checkpoint is from before it',
-        file=sys.stderr,
-      )
+      print(f'error: {error}', file=sys.stderr)
       hosts.leave(1)
     except Exception:
       if not jax.distributed.is_initialized():

@@ -31,6 +31,7 @@ from ogls_jax import (
   comparison_plots,
   evaluate,
   hosts,
+  inputs,
   paired,
   results,
   spending,
@@ -47,6 +48,7 @@ from ogls_jax.json_file import (
   write_json,
 )
 from ogls_jax.notice import StopNotice
+from ogls_jax.runs import source_of
 from ogls_jax.validate import is_sampled
 from ogls_jax.variants import Variant, config_of
 from ogls_jax.workdir import locked
@@ -68,12 +70,13 @@ def compare(plan: Plan, notice: StopNotice | None = None) -> dict:
     '--methods: the hosts have different configs or flags; start all with the'
     ' same command and the same code',
   )
-  digest = check(plan)
+  fed = check(plan)
   if hosts.is_first():
     make_folder(plan.out, flag=plan.flag)
   with locked(plan.out / 'lock', flag=plan.flag):
     if hosts.is_first():
       write_json(plan.out / 'comparison.json', claim_of(plan), flag=plan.flag)
+    inputs.claim(plan.out, fed, flag=plan.flag)
     for seed in plan.seeds:
       budget = None
       for variant in plan.in_order():
@@ -81,11 +84,11 @@ def compare(plan: Plan, notice: StopNotice | None = None) -> dict:
         hosts.say(f'{variant.label}, seed {seed}')
         step = _trained(plan, variant, seed, budget, notice)
         _free()
-        _evaluated(plan, variant, seed, step, digest, notice)
+        _evaluated(plan, variant, seed, step, fed['held_out'], notice)
         _free()
         if variant == plan.reference:
           budget = _budget(plan, seed)
-    return hosts.on_first(lambda: _write(plan, digest)) or {}
+    return hosts.on_first(lambda: _write(plan, fed['held_out'])) or {}
 
 
 def _trained(plan, variant, seed, budget, notice) -> int:
@@ -160,12 +163,12 @@ def _evaluated(plan, variant, seed, step, digest, notice):
   is_done = False
   if hosts.is_first():
     found = read_json(folder / 'results.json', flag=plan.flag)
-    source = {'workdir': str(workdir), 'step': step}
-    # What else may differ `evaluate` says.
+    # Where it is of something else, `evaluate` says of what.
     is_done = (
       found is not None
       and found['questions_sha256'] == digest
-      and source.items() <= found['model'].items()
+      and found['files_sha256'] == evaluate.files_of(plan.config)
+      and source_of(workdir, step).items() <= found['model'].items()
     )
   if not hosts.largest(int(is_done))[0]:
     config = config_of(plan.config, Variant(variants.BASE, {}), seed, plan.out)

@@ -7,9 +7,9 @@ import pathlib
 import jax
 from ml_collections import config_dict
 
-from ogls_jax import build, runs, spending, variants, warmup
+from ogls_jax import build, inputs, runs, spending, variants, warmup
 from ogls_jax.errors import UserError
-from ogls_jax.questions import digest_of, load_questions
+from ogls_jax.questions import load_questions
 from ogls_jax.validate import is_sampled, validate, validate_evaluation
 from ogls_jax.validate_inputs import (
   check_choices,
@@ -68,8 +68,8 @@ class Plan:
     return [self.reference, *others]
 
 
-def check(plan: Plan) -> str:
-  """The digest of the questions that are held out.
+def check(plan: Plan) -> dict[str, str]:
+  """What all are fed (`inputs.digests`).
 
   Raises:
     UserError: something cannot be trained, compared or kept in the folder.
@@ -88,6 +88,8 @@ def check(plan: Plan) -> str:
   num_ids = maker.tokenizer.vocab_size
   settings = build.decoder_settings(first, num_ids)
   questions, held_out, _ = load_questions(first, maker)
+  fed = inputs.digests(first, questions, held_out)
+  inputs.check(plan.out, fed, flag=plan.flag)
   build.check_task(first, questions[0])
   check_choices(first, held_out)
   for seed in plan.seeds:
@@ -106,7 +108,7 @@ def check(plan: Plan) -> str:
       check_same(path, values, flag=str(workdir))
     if run.warmup.num_steps:
       warmup.is_claimed(run, warmup.folder_of(run, workdir))
-  return digest_of(held_out)
+  return fed
 
 
 def _check_config(plan):
@@ -135,6 +137,14 @@ def _check_budget(plan):
     )
   if not plan.budget:
     return
+  least = spending.LEAST_UPDATES[plan.budget]
+  num_steps = plan.config_of(plan.reference, 0).num_steps
+  if num_steps < least:
+    raise UserError(
+      f'num_steps = {num_steps} of {plan.reference.label!r} is less than'
+      f' {least}, the fewest updates that tell what one costs in'
+      f' --budget={plan.budget}; raise it'
+    )
   for variant in plan.variants:
     config = config_of(plan.config, variant, 0, plan.out)
     if variant != plan.reference and 'num_steps' in variant.changes:

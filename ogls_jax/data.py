@@ -172,15 +172,21 @@ def split_by_id(
   """Returns (train, eval), each in the order given.
 
   Where a row goes is a hash of its id and the seed, so it never depends on the
-  other rows; the fraction is therefore met only on average.
+  other rows; the fraction is therefore met only on average. Rows that ask the
+  same, word for word, go where the first of their ids does.
   """
   if not 0 <= eval_fraction < 1:
     raise errors.UserError(
       f'data.eval_fraction = {eval_fraction} must be in [0, 1)'
     )
+  id_of = {}
+  for question in questions:
+    name = id_of.get(question.question, question.id)
+    id_of[question.question] = min(name, question.id)
   train, held_out = [], []
   for question in questions:
-    digest = hashlib.sha256(f'{seed}:{question.id}'.encode()).digest()
+    name = id_of[question.question]
+    digest = hashlib.sha256(f'{seed}:{name}'.encode()).digest()
     is_held_out = int.from_bytes(digest[:8]) < eval_fraction * 2**64
     (held_out if is_held_out else train).append(question)
   if not train or (eval_fraction > 0 and not held_out):

@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 import zlib
 
@@ -27,11 +28,12 @@ from ogls_jax import build, cli, data, hosts, results
 from ogls_jax.checksums import checksums_of
 from ogls_jax.errors import UserError
 from ogls_jax.generations import Parts, generate
+from ogls_jax.inputs import digest_of, file_digest
 from ogls_jax.json_file import make_folder, write_json
 from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
-from ogls_jax.questions import digest_of, load_evaluated
-from ogls_jax.runs import load_run, read_run_config
+from ogls_jax.questions import load_evaluated, num_trained_on
+from ogls_jax.runs import load_run, read_run_config, source_of
 from ogls_jax.tasks.grading import OWN_TASK_SUFFIX
 from ogls_jax.validate import validate_evaluation
 from ogls_jax.validate_inputs import (
@@ -76,12 +78,16 @@ def evaluate(
   questions, num_skipped = load_evaluated(config, maker)
   build.check_task(config, questions[0])
   check_choices(config, questions)
+  num_trained = _num_trained_on(questions, workdir)
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     claim = {
       'config': _kept(config),
-      'data_sha256': _file_digest(config.data.eval_path or config.data.path),
+      'data_sha256': file_digest(
+        data.resolve_path(config.data.eval_path or config.data.path)
+      ),
       'questions_sha256': digest_of(questions),
-      'files_sha256': {path: _file_digest(path) for path in _files(config)},
+      'prompts_sha256': _prompts_digest(questions, maker),
+      'files_sha256': files_of(config),
     }
     asked = json.dumps([claim, str(workdir), run_step], sort_keys=True)
     hosts.check_agree(
@@ -92,34 +98,41 @@ def evaluate(
     model, source = _load(config, settings, mesh, workdir, run_step)
     claim['model'] = source | {'checksum': _checksum_of(model)}
     flag = f'--out={out}'
-    is_there = check_same(out / 'evaluation.json', claim, flag=flag)
+    is_there = (out / 'evaluation.json').exists()
     hosts.check_agree(is_there, f'{flag}: {hosts.NOT_SHARED}')
     if hosts.is_first():
       make_folder(out, flag=flag)
     stack.enter_context(locked(out / 'lock', flag=flag))
+    check_same(
+      out / 'evaluation.json', claim, flag=flag,
+      made_by='another config, model or file has',
+      way_out='delete it to evaluate anew',
+    )  # fmt: skip
     if hosts.is_first():
       write_json(out / 'evaluation.json', claim, flag=flag)
     grader = stack.enter_context(contextlib.closing(build.make_grader(config)))
     parts = Parts(config, mesh, maker, model, questions, grader, notice)
     rows = generate(parts, out)
-  return (
-    hosts.on_first(
-      lambda: _write_results(config, claim, questions, num_skipped, rows, out)
+    counts = {
+      'num_questions': len(questions),
+      'rows_skipped': num_skipped,
+      'num_trained_on': num_trained,
+    }
+    return (
+      hosts.on_first(
+        lambda: _write_results(config, claim | counts, questions, rows, out)
+      )
+      or {}
     )
-    or {}
-  )
 
 
-def _write_results(config, claim, questions, num_skipped, rows, out):
+def _write_results(config, claim, questions, rows, out):
   found = results.summarize(
     questions, rows, config.hints.min_reward,
     has_votes=not config.data.task.endswith(OWN_TASK_SUFFIX),
   )  # fmt: skip
-  content = claim | {
-    'num_questions': len(questions),
-    'rows_skipped': num_skipped,
-    'metrics': {name: dataclasses.asdict(x) for name, x in found.items()},
-  }
+  metrics = {name: dataclasses.asdict(x) for name, x in found.items()}
+  content = claim | {'metrics': metrics}
   write_json(out / 'results.json', content, flag=f'--out={out}')
   hosts.say(f'{len(questions)} questions\n\n{results.table(found)}\n')
   hosts.say(f'wrote {out}/results.json and {out}/generations.jsonl')
@@ -142,11 +155,34 @@ def _with_model_of(config, workdir):
   return config
 
 
+def _num_trained_on(questions, workdir) -> int | None:
+  """Of the questions; told, as they measure what is known by heart."""
+  if not workdir:
+    return None
+  logger = logging.getLogger(__name__)
+  theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
+  try:
+    num = num_trained_on(questions, theirs)
+  except UserError as error:
+    logger.warning(
+      'whether --workdir=%s has trained on these questions is not known, as its'
+      ' own are not there: %s',
+      workdir, error,
+    )  # fmt: skip
+    return None
+  if num:
+    logger.warning(
+      '%d of %d questions are among those that --workdir=%s trains on',
+      num, len(questions), workdir,
+    )  # fmt: skip
+  return num
+
+
 def _load(config, settings, mesh, workdir, run_step):
   """(the model, what it is)."""
   if workdir:
     run = load_run(workdir, mesh, step=run_step, flag=f'--workdir={workdir}')
-    return run.student, {'workdir': str(workdir), 'step': run.step}
+    return run.student, source_of(workdir, run.step)
   model = build.base_model(config, settings, mesh)
   return model, {'path': config.model.path}
 
@@ -161,18 +197,18 @@ def _kept(config) -> dict:
   return kept
 
 
-def _files(config) -> list[str]:
-  """Files whose paths are in the config: what they say may change."""
+def files_of(config: config_dict.ConfigDict) -> dict[str, str]:
+  """SHA-256 of the files that are named in the config, by path."""
   keys = config.prompt.student_template, config.data.task
-  return [path for path in keys if pathlib.Path(path).is_file()]
+  return {
+    path: file_digest(path) for path in keys if pathlib.Path(path).is_file()
+  }
 
 
-def _file_digest(path: str) -> str:
-  """SHA-256 of a file; '' for none."""
-  if not path:
-    return ''
-  with open(data.resolve_path(path), 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _prompts_digest(questions, maker) -> str:
+  """Of what the model reads: tokenizer, chat template and questions."""
+  rows = [maker.student_ids(question) for question in questions]
+  return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _checksum_of(model) -> str:

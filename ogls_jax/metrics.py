@@ -217,4 +217,7 @@ def check_finite(
   """
   for name in names:
     if not math.isfinite(values[name]):
-      raise FloatingPointError(f'step {step}: {name} = {values[name]}')
+      raise FloatingPointError(
+        f'step {step}: {name} = {values[name]}; the last checkpoint is from'
+        ' before it'
+      )

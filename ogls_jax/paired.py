@@ -66,6 +66,12 @@ def _check_judged_alike(claims, folder, other):
     for key in sorted(ours.keys() | theirs.keys())
     if ours.get(key) != theirs.get(key)
   ]
+  for key, name in (
+    (key, ours.get(key)) for key in ('data.task', 'prompt.student_template')
+  ):
+    digests = [claim['files_sha256'].get(name) for claim in claims]
+    if name == theirs.get(key) and digests[0] != digests[1]:
+      changed.append(f'{key} = {name!r} of another content')
   judges = ('min_reward', 'grading.', 'data.task')
   if of_judges := [text for text in changed if text.startswith(judges)]:
     raise UserError(

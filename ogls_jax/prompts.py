@@ -59,6 +59,13 @@ class PromptMaker:
     )
 
 
+def template_path(name: str) -> pathlib.Path:
+  """Where a template is: a path, or a name among the packaged ones."""
+  if '.' in name or '/' in name:
+    return pathlib.Path(name)
+  return _TEMPLATES / f'{name}.jinja'
+
+
 def load_template(
   key: str, name: str, fields: tuple[str, ...] = ('question',)
 ) -> jinja2.Template:
@@ -68,9 +75,7 @@ def load_template(
     UserError: `name` is neither, is not a Jinja template, does not show every
       one of `fields`, or asks for more.
   """
-  path = _TEMPLATES / f'{name}.jinja'
-  if '.' in name or '/' in name:
-    path = pathlib.Path(name)
+  path = template_path(name)
   if not path.is_file():
     known = ', '.join(sorted(p.stem for p in _TEMPLATES.glob('*.jinja')))
     raise UserError(f'{key} = {name!r} is no file and none of: {known}')

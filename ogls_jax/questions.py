@@ -1,9 +1,6 @@
 """From a config to questions: what is trained on and what is held out."""
 
 import collections
-import dataclasses
-import hashlib
-import json
 import logging
 import zlib
 
@@ -13,7 +10,7 @@ from ml_collections import config_dict
 from ogls_jax import data, hosts
 from ogls_jax.errors import UserError
 from ogls_jax.prompts import PromptMaker, check_prompt_lengths
-from ogls_jax.tasks import arithmetic, latex
+from ogls_jax.tasks import arithmetic, latex, superglue
 from ogls_jax.tasks.question import Question
 
 
@@ -22,17 +19,7 @@ def load_questions(
 ) -> tuple[list[Question], list[Question], int]:
   """(training questions, held-out questions, rows skipped)."""
   d = config.data
-  if d.task == 'arithmetic' and not (d.path or d.tfds_name):
-    train, held_out = arithmetic.generate_splits(
-      d.num_questions,
-      config.eval.num_questions,
-      num_terms=d.arithmetic.num_terms,
-      max_number=d.arithmetic.max_number,
-      seed=d.seed,
-    )
-    num_skipped = 0
-  else:
-    train, held_out, num_skipped = _read_questions(d)
+  train, held_out, num_skipped = _split_of(config)
   if config.eval.num_questions > len(held_out):
     raise UserError(
       f'eval.num_questions = {config.eval.num_questions}, but only'
@@ -45,13 +32,14 @@ def load_questions(
       ' (eval.num_questions = %d)',
       len(train), num_held_out, _held_out_by(d), config.eval.num_questions,
     )  # fmt: skip
-  held_out = held_out[: config.eval.num_questions]
   limits = {'max_tokens': config.prompt.max_tokens, 'on_bad_row': d.on_bad_row}
   train, num_long = check_prompt_lengths(train, maker, **limits)
   num_skipped += num_long
-  if held_out:
-    held_out, num_long = check_prompt_lengths(held_out, maker, **limits)
+  if config.eval.num_questions:
+    held_out, num_long = _first(held_out, maker, config)
     num_skipped += num_long
+  else:
+    held_out = []
   return train, held_out, num_skipped
 
 
@@ -64,20 +52,15 @@ def load_evaluated(
   alone, without data to train on, all are held out.
   """
   d, num = config.data, config.eval.num_questions
+  _check_sources(d)
   if d.eval_path:
     questions, num_skipped = data.read_jsonl(
       d.eval_path, on_bad_row=d.on_bad_row, key='data.eval_path'
     )
-  elif d.tfds_name and d.tfds_eval_split:
+  elif d.tfds_eval_split:
     questions, num_skipped = _read_tfds(d, d.tfds_eval_split)
-  elif d.path or d.tfds_name:
-    _, questions, num_skipped = _read_questions(d)
-  elif d.task == 'arithmetic' and num:
-    _, questions = arithmetic.generate_splits(
-      d.num_questions, num, num_terms=d.arithmetic.num_terms,
-      max_number=d.arithmetic.max_number, seed=d.seed,
-    )  # fmt: skip
-    num_skipped = 0
+  elif d.path or d.tfds_name or (d.task == 'arithmetic' and num):
+    _, questions, num_skipped = _split_of(config)
   else:
     raise UserError(
       "data.eval_path = '' must name a .jsonl file for data.task ="
@@ -88,18 +71,37 @@ def load_evaluated(
       f'eval.num_questions = {num}, but there are {len(questions)} questions to'
       ' evaluate; lower it, or name other data'
     )
-  questions, num_long = check_prompt_lengths(
-    questions[: num or None], maker, max_tokens=config.prompt.max_tokens,
-    on_bad_row=d.on_bad_row,
-  )  # fmt: skip
+  questions, num_long = _first(questions, maker, config)
   return questions, num_skipped + num_long
 
 
-def digest_of(questions: list[Question]) -> str:
-  """SHA-256 of the questions, their answers and order."""
-  rows = map(dataclasses.asdict, questions)
-  lines = (json.dumps(row, sort_keys=True) for row in rows)
-  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+def num_trained_on(
+  questions: list[Question], config: config_dict.ConfigDict
+) -> int:
+  """How many of `questions` are among those that a run of `config` trains on.
+
+  Word for word, whatever their ids.
+  """
+  trained, _, _ = _split_of(config)
+  texts = {question.question for question in trained}
+  return sum(question.question in texts for question in questions)
+
+
+def _first(held_out, maker, config):
+  """(the first eval.num_questions, or all, that fit; how many do not)."""
+  num = config.eval.num_questions or None
+  kept, num_long = check_prompt_lengths(
+    held_out[:num], maker, max_tokens=config.prompt.max_tokens,
+    on_bad_row=config.data.on_bad_row,
+  )  # fmt: skip
+  if num_parted := superglue.num_parted(held_out, kept):
+    logging.getLogger(__name__).warning(
+      '%d of the MultiRC questions have lost some of their answers to'
+      ' prompt.max_tokens = %d or eval.num_questions = %d; multirc/em counts'
+      ' them by the others',
+      num_parted, config.prompt.max_tokens, config.eval.num_questions,
+    )  # fmt: skip
+  return kept, num_long
 
 
 def _held_out_by(d):
@@ -109,20 +111,34 @@ def _held_out_by(d):
   return f'data.{key} = {d[key]}'
 
 
-def _read_questions(d):
+def _check_sources(d):
+  """Rejects data keys that name more than one source."""
   if d.tfds_name and d.path:
     raise UserError(
       f'data.path = {d.path!r} and data.tfds_name = {d.tfds_name!r}: set one'
-    )
-  if not (d.tfds_name or d.path):
-    raise UserError(
-      f"data.path = '' must name a .jsonl file for data.task = {d.task!r}"
     )
   if d.tfds_eval_split and (d.eval_path or not d.tfds_name):
     raise UserError(
       f'data.tfds_eval_split = {d.tfds_eval_split!r} is for data.tfds_name ='
       f' {d.tfds_name!r} without data.eval_path = {d.eval_path!r}'
     )
+
+
+def _split_of(config):
+  """(to train on, held out, bad rows), whatever the length of their prompts."""
+  d = config.data
+  _check_sources(d)
+  if not (d.tfds_name or d.path):
+    if d.task != 'arithmetic':
+      raise UserError(
+        f"data.path = '' must name a .jsonl file for data.task = {d.task!r}"
+      )
+    train, held_out = arithmetic.generate_splits(
+      d.num_questions, config.eval.num_questions,
+      num_terms=d.arithmetic.num_terms, max_number=d.arithmetic.max_number,
+      seed=d.seed,
+    )  # fmt: skip
+    return train, held_out, 0
   if d.tfds_name:
     questions, num_skipped = _read_tfds(d, d.tfds_split)
   else:

@@ -154,7 +154,8 @@ class Reporter:
       text = f'step {number}: {text}'
       if self.updates_skipped > most:
         raise FloatingPointError(
-          f'{text}, and optimizer.max_skipped_steps = {most}'
+          f'{text}, and optimizer.max_skipped_steps = {most}; the last'
+          ' checkpoint is from before it'
         )
       hosts.say(
         f'warning: {text}; the update is skipped,'

@@ -81,8 +81,14 @@ def _of_samples(questions, rows_QG, min_reward, has_votes):
       for question, rows in zip(questions, rows_QG, strict=True)
     ]
     if num > 2:
-      votes = zip(answers_QG, correct_QG.tolist(), strict=True)
-      values[f'maj@{num}'] = np.array([scores.majority(*of) for of in votes])
+      values[f'maj@{num}'] = np.array(
+        [
+          scores.majority(scores.votes_of(answers, correct, question), correct)
+          for answers, correct, question in zip(
+            answers_QG, correct_QG.tolist(), questions, strict=True
+          )
+        ]
+      )
     values['answered_fraction'] = np.array(
       [np.mean([x is not None for x in answers]) for answers in answers_QG]
     )

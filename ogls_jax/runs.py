@@ -3,13 +3,15 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
+import json
 import pathlib
 
 from ml_collections import config_dict
 
 from ogls_jax import build, hosts, warmup
 from ogls_jax.errors import UserError
-from ogls_jax.json_file import read_json
+from ogls_jax.json_file import read_json, read_rows
 from ogls_jax.models.settings import DecoderSettings
 from ogls_jax.tokenizer import Tokenizer, has_same_ids
 from ogls_jax.validate import check_keys
@@ -44,6 +46,17 @@ def read_run_config(
   config = config_dict.ConfigDict(values)
   check_keys(config, flag=flag)
   return config
+
+
+def source_of(workdir: pathlib.Path, step: int) -> dict:
+  """What tells a run after `step` updates from others.
+
+  Its metrics among them, as a run that is trained again in the same place has
+  other times.
+  """
+  rows = read_rows(workdir / 'metrics.jsonl', step)
+  digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+  return {'workdir': str(workdir), 'step': step, 'updates_sha256': digest}
 
 
 def load_run(

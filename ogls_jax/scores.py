@@ -1,6 +1,7 @@
 """Figures of an evaluation, from the rollouts of each question."""
 
 import collections
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -12,12 +13,19 @@ from ogls_jax.tasks.question import Question
 # Words of a text that turns back on itself. Our choice: the paper (v1) counts
 # such words, and names no full list.
 REFLECTION_MARKERS = (
-  'wait', 'hmm', 'however', 'alternatively', 'double-check', 'check again',
-  'let me check', 'let me verify', 'let me re', 'on second thought',
-  'actually', 'mistake',
+  'wait', 'hmm', 'however', 'alternatively', 'double-check', 'double check',
+  'check again', 'let me check', 'let me verify', 'let me recheck',
+  'let me reconsider', 'let me rethink', 'let me reexamine',
+  'let me reevaluate', 'let me recalculate', 'let me recompute',
+  'let me reread', 'let me redo', 'on second thought', 'actually', 'mistake',
+  'mistakes',
 )  # fmt: skip
+# `re-check` is `recheck`, too.
 _MARKERS = re.compile(
-  rf'(?<![a-z])(?:{"|".join(REFLECTION_MARKERS)})(?![a-z])', re.IGNORECASE
+  rf'(?<![a-z])(?:{"|".join(REFLECTION_MARKERS)})(?![a-z])'.replace(
+    'me re', 'me re-?'
+  ),
+  re.IGNORECASE,
 )
 
 
@@ -37,35 +45,67 @@ def pass_at(num: int, num_correct_Q: np.ndarray, k: int) -> np.ndarray:
 
 
 def answer_of(text: str, question: Question) -> str | None:
-  """The final answer, what a response votes for; None: it has none."""
+  """The final answer, as the response has it; None: it has none."""
   if question.choices:
     return superglue.choice_of(text, question)
-  boxed = latex.extract_boxed(text)
-  return None if boxed is None else math.canonical(boxed)
+  return latex.extract_boxed(text)
 
 
-def majority(
-  answers: Sequence[str | None], is_correct: Sequence[bool]
-) -> float:
+def votes_of(
+  answers: Sequence[str | None], is_correct: Sequence[bool], question: Question
+) -> list[str | None]:
+  r"""What each answer votes for: the first of those that equal it.
+
+  Equal is what the grader calls equal (`math.compare`), however it is spelled;
+  all that is correct equals the reference.
+
+  Args:
+    answers: of the rollouts of `question` (`answer_of`).
+    is_correct: of the same rollouts.
+    question: theirs.
+  """
+  if question.choices:
+    return list(answers)
+  known = [question.answer]
+  vote_of = {None: None}
+  for answer, is_right in zip(answers, is_correct, strict=True):
+    if is_right:
+      vote_of.setdefault(answer, question.answer)
+  for answer in answers:
+    if answer in vote_of:
+      continue
+    boxed = rf'\boxed{{{answer}}}'
+    equal = [
+      other
+      for other in known
+      if math.compare(boxed, dataclasses.replace(question, answer=other))
+    ]
+    vote_of[answer] = (equal or [answer])[0]
+    if not equal:
+      known.append(answer)
+  return [vote_of[answer] for answer in answers]
+
+
+def majority(votes: Sequence[str | None], is_correct: Sequence[bool]) -> float:
   """Whether the most frequent answer is right; ties count by their share.
 
   Args:
-    answers: of the rollouts of one question; None does not vote.
+    votes: of the rollouts of one question (`votes_of`); None does not vote.
     is_correct: of the same rollouts. Where the verdicts of one answer differ
-      (it was spelled in two ways), their mean counts.
+      (the grader had no time for some), their mean counts.
 
   Returns:
     0 where nothing votes.
   """
-  votes = collections.Counter(x for x in answers if x is not None)
-  if not votes:
+  num_of = collections.Counter(x for x in votes if x is not None)
+  if not num_of:
     return 0.0
-  most = max(votes.values())
+  most = max(num_of.values())
   num_right = collections.Counter()
-  for answer, is_right in zip(answers, is_correct, strict=True):
-    num_right[answer] += bool(is_right)
-  tied = [answer for answer, num in votes.items() if num == most]
-  return sum(num_right[answer] / most for answer in tied) / len(tied)
+  for vote, is_right in zip(votes, is_correct, strict=True):
+    num_right[vote] += bool(is_right)
+  tied = [vote for vote, num in num_of.items() if num == most]
+  return sum(num_right[vote] / most for vote in tied) / len(tied)
 
 
 def num_markers(text: str) -> int:

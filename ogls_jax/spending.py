@@ -17,6 +17,8 @@ from ogls_jax.notice import StopNotice
 BUDGETS = ('', 'seconds', 'tokens')
 _STAGES = ('sampling', 'grading', 'hints', 'distill')
 NUM_COMPILING = 2
+# What a run has at least: only then it is known what an update costs.
+LEAST_UPDATES = {'seconds': NUM_COMPILING + 2, 'tokens': 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Budget:
     own figures: the mean of tokens, the median of seconds.
     """
     num = len(costs.tokens)
-    if num < (1 if self.kind == 'tokens' else NUM_COMPILING + 1):
+    if num + 1 < LEAST_UPDATES[self.kind]:
       return False
     if self.kind == 'tokens':
       each = statistics.fmean(costs.tokens)

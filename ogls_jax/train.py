@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict
 
-from ogls_jax import build, cli, data, hosts, loop, warmup
+from ogls_jax import build, cli, data, hosts, inputs, loop, warmup
 from ogls_jax.errors import UserError
 from ogls_jax.intervals import mean_interval
 from ogls_jax.json_file import make_folder, read_json, write_json
@@ -81,6 +81,8 @@ def train(
   build.check_task(config, questions[0])
   flag = f'--workdir={workdir}'
   is_claimed = check_same(workdir / 'config.json', values, flag=flag)
+  fed = inputs.digests(config, questions, held_out)
+  inputs.check(workdir, fed, flag=flag)
   is_finished = is_claimed and (workdir / 'summary.json').is_file()
   for found in (is_claimed, is_finished):
     hosts.check_agree(found, f'{flag}: {hosts.NOT_SHARED}')
@@ -94,13 +96,19 @@ def train(
     if config.method == 'kd':
       teacher = load_kd_teacher(config, maker.tokenizer, mesh)
     # Only now: what failed before leaves the workdir to a corrected command.
-    if config.warmup.num_steps:
-      warmup.is_claimed(config, warmup.folder_of(config, workdir))
+    fed_folders = {workdir}
+    if config.warmup.num_steps:  # which other runs may share
+      stage = warmup.folder_of(config, workdir)
+      warmup.is_claimed(config, stage)
+      inputs.check(stage.parent, fed, flag=f'stage 1 in {stage}')
+      fed_folders.add(stage.parent)
     if hosts.is_first():
       make_folder(workdir, flag=flag)
     stack.enter_context(locked(workdir / 'lock', flag=flag))
     if hosts.is_first():
       write_json(workdir / 'config.json', values, flag=flag)
+    for folder in fed_folders:
+      inputs.claim(folder, fed, flag=flag)
     hosts.check_shared(workdir / 'config.json', f'{flag}: {hosts.NOT_SHARED}')
     base, seconds = _warmed(
       config, base, questions, maker, mesh, workdir, notice

@@ -79,13 +79,14 @@ def check_choices(
     needs = 'data.task = superglue'
   elif config.eval.has_likelihood:
     needs = 'eval.has_likelihood = True'
-  for question in questions if needs else ():
-    if not question.choices:
+  for question in questions:
+    if question.choices:
+      _check_superglue_fields(question)
+    elif needs:
       raise UserError(
         f'row {question.id!r} has no `choices`, which {needs} needs; add them,'
         ' or choose another'
       )
-    _check_superglue_fields(question)
 
 
 def _check_superglue_fields(question):
@@ -97,13 +98,14 @@ def _check_superglue_fields(question):
       if not isinstance(fields.get(name), int):
         raise UserError(
           f'{why} {name} = {fields.get(name)!r} is no integer; it says which'
-          ' answers belong together'
+          ' answers belong together: set it, or the field `task` to another'
         )
   if task == 'record' and not isinstance(
     fields.get('answers', []), list | tuple
   ):
     raise UserError(
-      f'{why} answers = {fields["answers"]!r} is no list; give one'
+      f'{why} answers = {fields["answers"]!r} is no list; give one,'
+      ' or set the field `task` to another'
     )
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+from ogls_jax.tasks import superglue_metrics
 from ogls_jax.tasks.question import Question
 
 
@@ -17,6 +18,19 @@ def write(path, rows):
   with opener(path, 'wb') as f:
     f.write(content)
   return str(path)
+
+
+def superglue_scores(rows):
+  """Metrics by `<task>/<metric>` and their average, of (question, response)."""
+  found, means = {}, []
+  for task, pairs in superglue_metrics.pairs_of(rows).items():
+    values = {
+      name: float(metric.value(metric.counts(pairs).sum(0)))
+      for name, metric in superglue_metrics.METRICS[task].items()
+    }
+    found |= {f'{task}/{name}': value for name, value in values.items()}
+    means.append(sum(values.values()) / len(values))
+  return found | {'average': sum(means) / len(means)}
 
 
 def make_questions(n):

@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -214,6 +215,26 @@ def test_a_finished_comparison_trains_nothing(stopped, monkeypatch):
     compare.compare(make_plan(plan.out, optimizer__learning_rate=0.5))
 
 
+def test_a_run_that_is_trained_again_is_not_its_old_evaluation(
+  stopped, tmp_path, monkeypatch
+):
+  plan, _ = stopped
+  out = tmp_path / 'out'
+  shutil.copytree(plan.out, out)
+  metrics = out / 'runs' / 'sft_0' / 'metrics.jsonl'
+  for file in out.rglob('*.json'):  # as if all of it had been made there
+    file.write_text(file.read_text().replace(str(plan.out), str(out)))
+  plan = dataclasses.replace(plan, out=out)
+  compare.compare(plan)
+  rows = read_rows(metrics)
+  rows[-1]['time'] += 1  # another training has other times
+  metrics.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  with pytest.raises(
+    UserError, match='sft_0 .*model.updates_sha256 = .*delete it to evaluate'
+  ):
+    compare.compare(plan)
+
+
 def test_a_budget_of_tokens_is_spent_and_no_more(tmp_path):
   plan = make_plan(
     tmp_path / 'budget', methods=f'sft,{REFERENCE}', budget='tokens'
@@ -228,8 +249,8 @@ def test_a_budget_of_tokens_is_spent_and_no_more(tmp_path):
   assert not (plan.out / 'runs' / 'sft_0' / 'summary.json').exists()
   # Stopped for its budget is finished.
   assert compare.compare(plan) == content
-  with pytest.raises(UserError, match="budget = 'tokens' there, 'seconds'"):
-    compare.compare(dataclasses.replace(plan, budget='seconds'))
+  with pytest.raises(UserError, match="budget = 'tokens' there, '' here"):
+    compare.compare(dataclasses.replace(plan, budget=''))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +287,10 @@ def test_bad_seeds_are_one_line(text):
     (
       {'budget': 'tokens', 'methods': f'sft:num_steps=9,{REFERENCE}'},
       'leave its num_steps out',
+    ),
+    (
+      {'budget': 'seconds'},
+      "num_steps = 3 of 'opsd:distill.response_tokens=8' is less than 4",
     ),
     ({'eval__num_questions': 0}, 'eval.num_questions = 0 leaves nothing'),
     ({'warmup__workdir': 'x'}, "warmup.workdir = 'x' must be empty"),

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from ogls_jax import evaluate, export, hosts, notice, paired, train
+from ogls_jax import build, evaluate, export, hosts, notice, paired, train
 from ogls_jax.errors import USER_ERROR_CODE, Preempted, UserError
+from ogls_jax.questions import load_questions
 from ogls_jax.tasks.grading import Grader
 from tests.small_run import read_rows, reward_texts, small_config
 
@@ -217,6 +218,69 @@ def test_what_files_hold_is_part_of_the_results(run, tmp_path):
     file.write_text(before)
 
 
+def test_questions_that_a_run_trains_on_are_counted(run, tmp_path, caplog):
+  """More of generated ones: the first 20 are held out, 64 train."""
+  config = small_config(**CHANGES | {'eval__num_questions': 40})
+  found = evaluate.evaluate(config, tmp_path / 'more', workdir=run[1])
+  assert found['num_trained_on'] == 20
+  assert '20 of 40 questions are among those that --workdir=' in caplog.text
+  rows = tmp_path / 'rows.jsonl'
+  asked = [f'{{"question": "{i} + 1", "answer": "{i + 1}"}}' for i in range(9)]
+  rows.write_text('\n'.join(asked))
+  config = small_config(
+    **CHANGES | {'data__eval_path': str(rows), 'eval__num_questions': 9}
+  )
+  found = evaluate.evaluate(config, tmp_path / 'others', workdir=run[1])
+  known = {question.question for question in load_training(run[0])}
+  assert found['num_trained_on'] == sum(f'{i} + 1' in known for i in range(9))
+
+
+def load_training(config):
+  return load_questions(config, build.load_maker(config))[0]
+
+
+def test_likelihoods_are_kept_and_continued(run, tmp_path):
+  rows = tmp_path / 'cb.jsonl'
+  labels = ('yes', 'no', 'maybe')
+  rows.write_text(
+    ''.join(
+      json.dumps(
+        {
+          'id': f'cb-{n}', 'question': f'{n} + 1', 'answer': labels[n % 3],
+          'choices': labels,
+        }
+      )
+      + '\n'
+      for n in range(12)
+    )
+  )  # fmt: skip
+  config = small_config(
+    **CHANGES
+    | {
+      'data__eval_path': str(rows), 'data__task': 'superglue',
+      'eval__num_questions': 12, 'eval__has_likelihood': True,
+      'eval__samples': 0,
+    }
+  )  # fmt: skip
+  found = evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
+  path = tmp_path / 'out' / 'generations.jsonl'
+  lines = path.read_bytes()
+  kept = read_rows(path)
+  assert [row['kind'] for row in kept] == ['likelihood'] * 12
+  best = [labels[int(np.argmax(row['log_prob']))] for row in kept]
+  right = np.mean(
+    [a == row['answer'] for a, row in zip(best, kept, strict=True)]
+  )
+  for name in ('likelihood_sum', 'likelihood_sum/cb/accuracy'):
+    np.testing.assert_allclose(found['metrics'][name]['mean'], right)
+  assert all(np.max(row['log_prob']) < 0 for row in kept)
+  # Of two batches the second is scored again.
+  path.write_bytes(b''.join(lines.splitlines(keepends=True)[:10]))
+  (tmp_path / 'out' / 'results.json').unlink()
+  assert evaluate.evaluate(config, tmp_path / 'out', workdir=run[1]) == found
+  assert path.read_bytes() == lines
+
+
 def test_pairs_of_two_evaluations(run, whole, tmp_path):
   config = small_config(**CHANGES)
   other = evaluate.evaluate(config, tmp_path / 'b', workdir=run[1], run_step=0)
@@ -238,6 +302,16 @@ def test_pairs_of_two_evaluations(run, whole, tmp_path):
     (tmp_path / 'b' / 'results.json').write_text(json.dumps(changed))
     with pytest.raises(UserError, match=f'judged differently: .*{key}'):
       paired.compare(whole[0], tmp_path / 'b')
+  # A task of one's own, mended in between.
+  judged = claim | {'config': claim['config'] | {'data': {'task': 'a.py'}}}
+  for n, folder in enumerate(('d', 'e')):
+    shutil.copytree(tmp_path / 'b', tmp_path / folder)
+    (tmp_path / folder / 'results.json').write_text(
+      json.dumps(judged | {'files_sha256': {'a.py': str(n)}})
+    )
+  paired.compare(tmp_path / 'd', tmp_path / 'd')
+  with pytest.raises(UserError, match="data.task = 'a.py' of another content"):
+    paired.compare(tmp_path / 'd', tmp_path / 'e')
   (tmp_path / 'b' / 'results.json').write_text(json.dumps(claim))
   path = tmp_path / 'b' / 'generations.jsonl'
   lines = path.read_bytes().splitlines(keepends=True)
@@ -261,6 +335,11 @@ def test_bad_input_is_one_line(run, whole, tmp_path):
     ({'eval__batch_questions': 3}, 'eval.batch_questions = 3 must be'),
     ({'eval__has_likelihood': True}, 'eval.has_likelihood = True'),
     ({'data__eval_path': 'none.jsonl'}, 'none.jsonl'),
+    ({'data__path': 'a.jsonl', 'data__tfds_name': 'a'}, 'set one'),
+    (
+      {'data__eval_path': 'a.jsonl', 'data__tfds_eval_split': 'test'},
+      'without data.eval_path',
+    ),
   ):
     with pytest.raises(UserError, match=match):
       evaluate.evaluate(

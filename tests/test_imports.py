@@ -20,6 +20,7 @@ ORDER = """
   models.shards models.tensor_files models.weights models.known_sizes
   prompts token_choice sampling rollout hints teacher steering
   loss loss_blocks loss_masks optimizer metrics checksums checkpoint workdir
+  inputs
   intervals scores
   step inspect_step
   validate questions validate_inputs label_likelihood build repetition

@@ -131,20 +131,28 @@ def test_the_most_votes_win(answers, is_correct, expected):
 
 def test_what_a_response_votes_for():
   number = Question('1', '?', '1200')
-  votes = [
-    r'so \boxed{1,200}', r'\boxed{1200.0}', r'\boxed{\frac12}', r'\boxed{ .5}',
-    r'\boxed{x + 1}', r'\boxed{5\text{ cm}}', 'seven',
+  texts = [
+    r'so \boxed{1,200}', r'\boxed{x}', r'\boxed{\frac12}', r'\boxed{ .5}',
+    r'\boxed{50\%}', r'\boxed{5\text{ cm}}', r'\boxed{5}', r'\boxed{1,2}',
+    r'\boxed{2,1}', 'seven', r'\boxed{1\,200}', f'\\boxed{{{"3" * 5000}}}',
   ]  # fmt: skip
-  assert [scores.answer_of(text, number) for text in votes] == [
-    '1200', '1200', '1/2', '1/2', 'x+1', '5cm', None,
+  answers = [scores.answer_of(text, number) for text in texts]
+  assert answers[9] is None
+  # The grader was late with the last but one, and had symbols for x.
+  is_correct = [n < 2 for n in range(12)]
+  assert scores.votes_of(answers, is_correct, number) == [
+    '1200', '1200', r'\frac12', r'\frac12', r'\frac12', r'5\text{ cm}',
+    r'5\text{ cm}', '1,2', '1,2', None, '1200', '3' * 5000,
   ]  # fmt: skip
   choice = Question('2', '?', 'yes', choices=('yes', 'no'))
   votes = ['The answer is Yes.', r'\boxed{yes}', 'no', 'perhaps']
-  assert [scores.answer_of(text, choice) for text in votes] == [
-    'yes', 'yes', 'no', None,
-  ]  # fmt: skip
+  answers = [scores.answer_of(text, choice) for text in votes]
+  assert answers == ['yes', 'yes', 'no', None]
+  assert scores.votes_of(answers, [False] * 4, choice) == answers
 
 
 def test_markers_are_words():
   text = 'Wait, let me re-read. Hmm... awaiting the waiter. However: a MISTAKE.'
   assert scores.num_markers(text) == 5
+  text = 'Let me reconsider, let me re-check: no mistakes. Let me read, return.'
+  assert scores.num_markers(text) == 3

@@ -41,6 +41,18 @@ def test_split_by_id_does_not_depend_on_the_other_rows():
   assert set(other) != set(held_out)
 
 
+def test_rows_that_ask_the_same_are_on_one_side():
+  questions = make_questions(100)
+  twins = [dataclasses.replace(q, id=f's{n}') for n, q in enumerate(questions)]
+  for rows in (questions + twins, twins[::-1] + questions):
+    train, held_out = data.split_by_id(rows, eval_fraction=0.5, seed=0)
+    assert not {q.question for q in train} & {q.question for q in held_out}
+    assert len(train) + len(held_out) == 200
+    # Where those alone go: `r7` comes before `s7`.
+    _, alone = data.split_by_id(questions, eval_fraction=0.5, seed=0)
+    assert {q.question for q in alone} == {q.question for q in held_out}
+
+
 def test_split_by_id_is_the_same_on_every_machine():
   # The first 8 bytes of SHA-256 of `0:r0`, ..., below 0.5 * 2**64; made once
   # with `printf 0:r0 | sha256sum`. Python's own hash() differs per process.

@@ -5,8 +5,9 @@ import pytest
 
 from ogls_jax import evaluation, generations, results
 from ogls_jax.intervals import mean_interval
-from ogls_jax.tasks import superglue, superglue_metrics
+from ogls_jax.tasks import superglue
 from ogls_jax.tasks.question import Question
+from tests.question_rows import superglue_scores
 
 
 def multirc(paragraph, question, answer, number):
@@ -54,11 +55,9 @@ def test_superglue_is_the_mean_over_rollouts_of_its_metrics(asked):
   questions, rows = asked
   found = results.summarize(questions, rows, 1.0)
   expected = [
-    superglue_metrics.score(
-      superglue_metrics.pairs_of(
-        (question, rows[2 * q + sample]['response'])
-        for q, question in enumerate(questions)
-      )
+    superglue_scores(
+      (question, rows[2 * q + sample]['response'])
+      for q, question in enumerate(questions)
     )
     for sample in range(2)
   ]

@@ -14,6 +14,7 @@ from ogls_jax import data, tfds_rows
 from ogls_jax.errors import UserError
 from ogls_jax.tasks import superglue, superglue_metrics, superglue_rows
 from ogls_jax.tasks.question import Question
+from tests.question_rows import superglue_scores
 from tests.tfds_files import prepare_tfds
 
 DATA_DIR = pathlib.Path(os.environ.get('OGLS_DATA_DIR', '../shared/data'))
@@ -214,13 +215,9 @@ def test_the_wording_is_that_of_the_jsonl_files(task):
 def test_right_answers_of_the_jsonl_files_score_1(task):
   file, _ = local_rows(task)
   questions, _ = data.read_jsonl(str(file))
-  scores = score((q, q.answer) for q in questions)
+  scores = superglue_scores((q, q.answer) for q in questions)
   assert len(scores) > 1 and set(scores.values()) == {1}
   assert all(name.startswith((task, 'average')) for name in scores)
-
-
-def score(rows):
-  return superglue_metrics.score(superglue_metrics.pairs_of(rows))
 
 
 def pairs(*rows, task='cb', choices=('yes', 'no', 'maybe')):
@@ -234,7 +231,7 @@ def pairs(*rows, task='cb', choices=('yes', 'no', 'maybe')):
 def test_macro_f1_by_hand():
   # yes: 2 hits of 3 right, 3 chosen: 2 * 2 / 6. no: 1 hit of 2 right, 1 chosen:
   # 2 / 3. maybe: right once, chosen once, no hit. One is unanswered.
-  scores = score(
+  scores = superglue_scores(
     pairs(
       ('yes', '\\boxed{yes}'), ('yes', 'Yes.'), ('yes', 'maybe'),
       ('no', 'no'), ('no', 'I do not know'), ('maybe', 'The answer is yes.'),
@@ -246,7 +243,7 @@ def test_macro_f1_by_hand():
 
 
 def test_a_class_that_never_occurs_is_left_out_of_macro_f1():
-  scores = score(pairs(('yes', 'yes'), ('no', '?')))
+  scores = superglue_scores(pairs(('yes', 'yes'), ('no', '?')))
   assert scores['cb/f1'] == pytest.approx((1 + 0) / 2)
 
 
@@ -265,7 +262,7 @@ def multirc(*rows):
 
 
 def test_multirc_by_hand():
-  scores = score(
+  scores = superglue_scores(
     multirc(
       (0, 0, 'yes', 'yes'), (0, 0, 'no', 'no'), (0, 0, 'no', 'no'),  # right
       (0, 1, 'yes', 'yes'), (0, 1, 'yes', 'no'),  # one of two
@@ -277,6 +274,16 @@ def test_multirc_by_hand():
   # yes: 2 hits, 4 right, 3 chosen.
   assert scores['multirc/f1a'] == pytest.approx(2 * 2 / 7)
   assert scores['multirc/em'] == pytest.approx(1 / 5)
+
+
+def test_questions_that_lose_answers_are_counted(tmp_path, caplog):
+  rows = [(q // 6, q // 3, 'yes', '') for q in range(18)]
+  questions = [question for question, _ in multirc(*rows)]
+  assert superglue.num_parted(questions, questions) == 0
+  assert superglue.num_parted(questions, questions[3:]) == 0  # one is gone
+  assert superglue.num_parted(questions, questions[1:-1]) == 2
+  others = [question for question, _ in pairs(*[('yes', 'yes')] * 3)]
+  assert superglue.num_parted(others, others[1:]) == 0
 
 
 def record(*rows):
@@ -295,7 +302,7 @@ def record(*rows):
 
 
 def test_record_by_hand():
-  scores = score(
+  scores = superglue_scores(
     record(
       (['Bo'], 'Bo'),
       (['Army', 'Bo'], 'The answer is Bo.'),  # any of them
@@ -320,7 +327,7 @@ def test_the_average_is_over_tasks():
     *pairs(('yes', 'no'), task='wsc', choices=yes_no),  # 0
     *pairs(*[('yes', 'yes')] * 3, ('no', ''), task='rte', choices=yes_no),
   ]
-  scores = score(rows)
+  scores = superglue_scores(rows)
   assert scores['average'] == pytest.approx((1 + 0 + 3 / 4) / 3)
 
 

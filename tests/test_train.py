@@ -32,8 +32,8 @@ def test_a_run_leaves_what_the_docs_say(finished):
   summary, workdir = finished
   names = {path.name for path in workdir.iterdir()}
   assert names >= {
-    'config.json', 'metrics.jsonl', 'samples.jsonl', 'summary.json',
-    'tensorboard', 'checkpoints', 'warmup',
+    'config.json', 'inputs.json', 'metrics.jsonl', 'samples.jsonl',
+    'summary.json', 'tensorboard', 'checkpoints', 'warmup',
   }  # fmt: skip
   rows = read_rows(workdir / 'metrics.jsonl')
   assert [row['step'] for row in rows] == [1, 2, 3, 4]
@@ -246,6 +246,46 @@ def test_a_bad_row_is_named_with_file_and_line(tmp_path):
   with pytest.raises(UserError, match='rows.jsonl:2.*answer'):
     train.train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_other_questions_or_templates_at_the_same_paths_are_an_error(
+  tmp_path, unevaluated
+):
+  rows, template = tmp_path / 'rows.jsonl', tmp_path / 'hinted.jinja'
+  lines = [f'{{"question": "{i} + 1", "answer": "{i + 1}"}}' for i in range(20)]
+  rows.write_text('\n'.join(lines))
+  template.write_text('{{ question }} {{ hint }}')
+  changes = {
+    'data__path': str(rows), 'prompt__teacher_template': str(template),
+    'data__task': 'math', 'warmup__num_steps': 0, 'eval__num_questions': 0,
+    'method': 'grpo', 'num_steps': 2,
+  }  # fmt: skip
+  config, workdir = small_config(**changes), tmp_path / 'run'
+  assert train.train(config, workdir, stop_after_steps=1) == {}
+  for file, key, old, new in (
+    (rows, 'questions', ' + ', ' - '),
+    (template, 'teacher_template', '{{ hint', 'Hint: {{ hint'),
+  ):
+    before = file.read_text()
+    file.write_text(before.replace(old, new))
+    with pytest.raises(UserError, match=f'{key} = .*bring them back'):
+      train.train(config, workdir)
+    file.write_text(before)
+  assert train.train(config, workdir)['num_steps'] == 2
+  before = rows.read_text()
+  rows.write_text(before.replace(' + ', ' - '))
+  with pytest.raises(UserError, match='questions = '):
+    train.train(config, workdir)  # finished, but not with these
+  # Stage 1, which runs share, has learned its questions, too.
+  kept = unevaluated / 'inputs.json'
+  before = kept.read_text()
+  kept.write_text(before.replace('"questions": "', '"questions": "0'))
+  config = small_config(
+    warmup__workdir=str(unevaluated), eval__num_questions=0, num_steps=1
+  )
+  with pytest.raises(UserError, match='stage 1 in .*warmup .*questions = '):
+    train.train(config, tmp_path / 'other')
+  kept.write_text(before)
 
 
 def test_skipped_rows_are_counted_in_the_metrics(tmp_path):

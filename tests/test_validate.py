@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import runpy
 
@@ -161,6 +162,25 @@ def test_methods_that_the_data_cannot_feed(changes, questions, text):
   config.hints.answer_as_solution = True
   if changes.get('method') in ('opsd', 'sft'):
     validate_inputs.check_questions(config, questions, [], sizes)
+
+
+@pytest.mark.parametrize('task', ['superglue', 'math'])
+@pytest.mark.parametrize(
+  ('name', 'fields', 'text'),
+  [
+    ('multirc-1', {}, 'paragraph_idx = None is no integer'),
+    ('multirc-1', {'paragraph_idx': 1}, 'question_idx = None is no integer'),
+    ('1', {'task': 'record', 'answers': 'Bo'}, "answers = 'Bo' is no list"),
+  ],
+)
+def test_metrics_of_superglue_find_their_fields(task, name, fields, text):
+  """An evaluation of any task computes them, of rows with choices."""
+  question = Question(name, '?', 'a', choices=('a', 'b'), fields=fields)
+  config = tiny(data__task=task)
+  with pytest.raises(UserError, match=text):
+    validate_inputs.check_choices(config, [question])
+  mine = dataclasses.replace(question, fields={'task': 'mine'})
+  validate_inputs.check_choices(config, [mine])
 
 
 def test_solutions_without_a_box_are_told_of(caplog):

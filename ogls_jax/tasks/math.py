@@ -57,15 +57,6 @@ def compare(text: str, question: Question) -> bool | None:
   return forms.compare(answer, reference)
 
 
-def canonical(answer: str) -> str:
-  """One text for an answer however it is spelled; a number is a fraction."""
-  answer = latex.clean(answer)
-  number, unit = _parse_quantity(answer)
-  if number is not None:
-    return f'{number}{unit}'
-  return latex.strip_spaces(answer)
-
-
 def is_correct(text: str, question: Question) -> bool:
   """Whether the response's boxed answer is known to equal the reference."""
   return compare(text, question) is True

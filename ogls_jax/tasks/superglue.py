@@ -1,5 +1,6 @@
 r"""Grades multiple-choice answers, as in the SuperGLUE tasks."""
 
+import collections
 from collections.abc import Sequence
 
 from ogls_jax import errors
@@ -65,6 +66,26 @@ def _group_of(question):
   if key not in question.fields:
     return question.id
   return f'{task} {key} {question.fields[key]}'
+
+
+def num_parted(questions: Sequence[Question], kept: Sequence[Question]) -> int:
+  """How many questions of MultiRC have some answers in `kept`, and not all.
+
+  Args:
+    questions: rows of any task; those of MultiRC are answers to questions.
+    kept: some of them.
+  """
+  num_before, num_after = (
+    collections.Counter(
+      tuple(
+        str(q.fields.get(name)) for name in ('paragraph_idx', 'question_idx')
+      )
+      for q in rows
+      if task_of(q) == 'multirc'
+    )
+    for rows in (questions, kept)
+  )
+  return sum(num < num_before[key] for key, num in num_after.items())
 
 
 def right_answers(question: Question) -> Sequence[str]:

@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -53,24 +53,6 @@ def pairs_of(
     pair = question, superglue.choice_of(text, question)
     pairs.setdefault(superglue.task_of(question), []).append(pair)
   return pairs
-
-
-def score(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float]:
-  """Metrics of each task of `pairs`, and their average.
-
-  Returns:
-    `<task>/<metric>` for each; `average` over tasks, of which those with two
-    metrics count their mean.
-  """
-  values, means = {}, []
-  for task in sorted(pairs):
-    metrics = {
-      name: float(metric.value(metric.counts(pairs[task]).sum(0)))
-      for name, metric in METRICS[task].items()
-    }
-    values |= {f'{task}/{name}': value for name, value in metrics.items()}
-    means.append(sum(metrics.values()) / len(metrics))
-  return values | {'average': sum(means) / len(means)}
 
 
 def _is_right(pairs):
