@@ -48,7 +48,6 @@ from ogls_jax.json_file import (
   write_json,
 )
 from ogls_jax.notice import StopNotice
-from ogls_jax.runs import source_of
 from ogls_jax.validate import is_sampled
 from ogls_jax.variants import Variant, config_of
 from ogls_jax.workdir import locked
@@ -163,12 +162,12 @@ def _evaluated(plan, variant, seed, step, digest, notice):
   is_done = False
   if hosts.is_first():
     found = read_json(folder / 'results.json', flag=plan.flag)
-    # Where it is of something else, `evaluate` says of what.
+    source = {'workdir': str(workdir), 'step': step}
+    # `check_kept` has seen the rest.
     is_done = (
       found is not None
       and found['questions_sha256'] == digest
-      and found['files_sha256'] == evaluate.files_of(plan.config)
-      and source_of(workdir, step).items() <= found['model'].items()
+      and source.items() <= found['model'].items()
     )
   if not hosts.largest(int(is_done))[0]:
     config = config_of(plan.config, Variant(variants.BASE, {}), seed, plan.out)

@@ -7,8 +7,9 @@ import pathlib
 import jax
 from ml_collections import config_dict
 
-from ogls_jax import build, inputs, runs, spending, variants, warmup
+from ogls_jax import build, evaluate, inputs, runs, spending, variants, warmup
 from ogls_jax.errors import UserError
+from ogls_jax.json_file import flat, read_json
 from ogls_jax.questions import load_questions
 from ogls_jax.validate import is_sampled, validate, validate_evaluation
 from ogls_jax.validate_inputs import (
@@ -106,9 +107,32 @@ def check(plan: Plan) -> dict[str, str]:
           raise UserError(f'{variant.label}: {error}') from error
       path, values = workdir / 'config.json', variants.values_of(run)
       check_same(path, values, flag=str(workdir))
+      inputs.check(workdir, fed, flag=str(workdir))
+      _check_kept(plan, plan.evaluation(variant, seed), workdir)
     if run.warmup.num_steps:
-      warmup.is_claimed(run, warmup.folder_of(run, workdir))
+      stage = warmup.folder_of(run, workdir)
+      warmup.is_claimed(run, stage)
+      inputs.check(stage.parent, fed, flag=str(stage))
   return fed
+
+
+def _check_kept(plan, folder, workdir):
+  """Rejects an evaluation of another training, or graded by other code."""
+  kept = read_json(folder / 'evaluation.json', flag=plan.flag)
+  if kept is None:
+    return
+  found = {
+    'files_sha256': evaluate.files_of(plan.config),
+    'model': runs.source_of(workdir, kept['model']['step']),
+  }
+  old = flat(kept)
+  for key, value in flat(found).items():
+    if old.get(key, value) != value:  # older evaluations do not say all
+      raise UserError(
+        f'{folder} is of another training or file than is there now: {key} ='
+        f' {old[key]!r} there, {value!r} here; delete that folder to evaluate'
+        ' anew'
+      )
 
 
 def _check_config(plan):

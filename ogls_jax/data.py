@@ -171,9 +171,9 @@ def split_by_id(
 ) -> tuple[list[Question], list[Question]]:
   """Returns (train, eval), each in the order given.
 
-  Where a row goes is a hash of its id and the seed, so it never depends on the
-  other rows; the fraction is therefore met only on average. Rows that ask the
-  same, word for word, go where the first of their ids does.
+  Where a row goes is a hash of its id and the seed, so it does not depend on
+  other questions; the fraction is therefore met only on average. Rows that ask
+  the same, word for word, go where the least of their ids does.
   """
   if not 0 <= eval_fraction < 1:
     raise errors.UserError(

@@ -29,7 +29,7 @@ from ogls_jax.checksums import checksums_of
 from ogls_jax.errors import UserError
 from ogls_jax.generations import Parts, generate
 from ogls_jax.inputs import digest_of, file_digest
-from ogls_jax.json_file import make_folder, write_json
+from ogls_jax.json_file import make_folder, read_json, write_json
 from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
 from ogls_jax.questions import load_evaluated, num_trained_on
@@ -78,51 +78,64 @@ def evaluate(
   questions, num_skipped = load_evaluated(config, maker)
   build.check_task(config, questions[0])
   check_choices(config, questions)
-  num_trained = _num_trained_on(questions, workdir)
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    claim = {
-      'config': _kept(config),
-      'data_sha256': file_digest(
-        data.resolve_path(config.data.eval_path or config.data.path)
-      ),
-      'questions_sha256': digest_of(questions),
-      'prompts_sha256': _prompts_digest(questions, maker),
-      'files_sha256': files_of(config),
-    }
+    claim = _claim_of(config, questions, maker)
     asked = json.dumps([claim, str(workdir), run_step], sort_keys=True)
     hosts.check_agree(
       zlib.crc32(asked.encode()),
       '--config: the hosts have different configs, flags or data; start all'
       ' with the same command, the same code and the same files',
     )
+    flag = f'--out={out}'
+    is_there = read_json(out / 'evaluation.json', flag=flag) is not None
+    hosts.check_agree(is_there, f'{flag}: {hosts.NOT_SHARED}')
     model, source = _load(config, settings, mesh, workdir, run_step)
     claim['model'] = source | {'checksum': _checksum_of(model)}
-    flag = f'--out={out}'
-    is_there = (out / 'evaluation.json').exists()
-    hosts.check_agree(is_there, f'{flag}: {hosts.NOT_SHARED}')
     if hosts.is_first():
       make_folder(out, flag=flag)
     stack.enter_context(locked(out / 'lock', flag=flag))
-    check_same(
-      out / 'evaluation.json', claim, flag=flag,
-      made_by='another config, model or file has',
-      way_out='delete it to evaluate anew',
-    )  # fmt: skip
+    _check_kept(out, claim, flag)
+    counts = {
+      'num_questions': len(questions),
+      'rows_skipped': num_skipped,
+      'num_trained_on': _num_trained_on(questions, workdir, source.get('step')),
+    }
     if hosts.is_first():
       write_json(out / 'evaluation.json', claim, flag=flag)
     grader = stack.enter_context(contextlib.closing(build.make_grader(config)))
     parts = Parts(config, mesh, maker, model, questions, grader, notice)
     rows = generate(parts, out)
-    counts = {
-      'num_questions': len(questions),
-      'rows_skipped': num_skipped,
-      'num_trained_on': num_trained,
-    }
     return (
       hosts.on_first(
         lambda: _write_results(config, claim | counts, questions, rows, out)
       )
       or {}
+    )
+
+
+def _claim_of(config, questions, maker) -> dict:
+  """What the results depend on, but for the model."""
+  path = config.data.eval_path or config.data.path
+  return {
+    'config': _kept(config),
+    'data_sha256': file_digest(data.resolve_path(path)),
+    'questions_sha256': digest_of(questions),
+    'prompts_sha256': _prompts_digest(questions, maker),
+    'files_sha256': files_of(config),
+  }
+
+
+def _check_kept(out, claim, flag):
+  """Rejects a folder that holds generations of something else."""
+  is_there = check_same(
+    out / 'evaluation.json', claim, flag=flag,
+    made_by='another config, model or file has',
+    way_out='delete that folder to evaluate anew',
+  )  # fmt: skip
+  if not is_there and (out / 'generations.jsonl').exists():
+    raise UserError(
+      f'{flag} has a generations.jsonl and no evaluation.json to say of what;'
+      ' use another folder, or delete that one'
     )
 
 
@@ -155,25 +168,30 @@ def _with_model_of(config, workdir):
   return config
 
 
-def _num_trained_on(questions, workdir) -> int | None:
+def _num_trained_on(questions, workdir, step) -> int | None:
   """Of the questions; told, as they measure what is known by heart."""
   if not workdir:
     return None
-  logger = logging.getLogger(__name__)
-  theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
+  flag, logger = f'--workdir={workdir}', logging.getLogger(__name__)
+  theirs = read_run_config(workdir, flag=flag)
+  if not step and not theirs.warmup.num_steps:
+    return 0
+  fed = read_json(workdir / 'inputs.json', flag=flag) or {}
   try:
-    num = num_trained_on(questions, theirs)
+    num = num_trained_on(
+      questions, theirs, build.load_maker(theirs), digest=fed.get('questions')
+    )
+    why = 'its data file is another now'
   except UserError as error:
+    num, why = None, str(error)
+  if num is None:
     logger.warning(
-      'whether --workdir=%s has trained on these questions is not known, as its'
-      ' own are not there: %s',
-      workdir, error,
-    )  # fmt: skip
-    return None
-  if num:
+      'whether %s trained on these questions is not known: %s', flag, why
+    )
+  elif num:
     logger.warning(
-      '%d of %d questions are among those that --workdir=%s trains on',
-      num, len(questions), workdir,
+      '%d of %d questions are among those that %s trains on',
+      num, len(questions), flag,
     )  # fmt: skip
   return num
 

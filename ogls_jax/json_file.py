@@ -51,7 +51,8 @@ def replace_bytes(file: pathlib.Path, content: bytes) -> None:
   Raises:
     OSError: it cannot be written.
   """
-  partial = file.with_name(f'{file.name}.partial')
+  # Of this process: others may write the same file.
+  partial = file.with_name(f'{file.name}.{os.getpid()}.partial')
   try:
     with partial.open('wb') as f:
       f.write(content)

@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from ogls_jax import data, hosts
 from ogls_jax.errors import UserError
+from ogls_jax.inputs import digest_of
 from ogls_jax.prompts import PromptMaker, check_prompt_lengths
 from ogls_jax.tasks import arithmetic, latex, superglue
 from ogls_jax.tasks.question import Question
@@ -76,13 +77,33 @@ def load_evaluated(
 
 
 def num_trained_on(
-  questions: list[Question], config: config_dict.ConfigDict
-) -> int:
-  """How many of `questions` are among those that a run of `config` trains on.
+  questions: list[Question],
+  config: config_dict.ConfigDict,
+  maker: PromptMaker,
+  *,
+  digest: str | None,
+) -> int | None:
+  """How many of `questions` are among those that a run trains on.
 
   Word for word, whatever their ids.
+
+  Args:
+    questions: any.
+    config: of the run.
+    maker: of the run.
+    digest: of what it trains on (`inputs.digest_of`); None if not known.
+
+  Returns:
+    None where its data are others today.
+
+  Raises:
+    UserError: its data cannot be read.
   """
   trained, _, _ = _split_of(config)
+  most = config.prompt.max_tokens
+  trained = [q for q in trained if len(maker.student_ids(q)) <= most]
+  if digest not in (None, digest_of(trained)):
+    return None
   texts = {question.question for question in trained}
   return sum(question.question in texts for question in questions)
 

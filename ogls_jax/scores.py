@@ -1,7 +1,6 @@
 """Figures of an evaluation, from the rollouts of each question."""
 
 import collections
-import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -54,36 +53,26 @@ def answer_of(text: str, question: Question) -> str | None:
 def votes_of(
   answers: Sequence[str | None], is_correct: Sequence[bool], question: Question
 ) -> list[str | None]:
-  r"""What each answer votes for: the first of those that equal it.
+  """What each answer votes for; answers with one text have one vote.
 
-  Equal is what the grader calls equal (`math.compare`), however it is spelled;
-  all that is correct equals the reference.
+  All that is correct votes for the reference, in whatever form the grader took
+  it. Of other answers those are one that have the same number, or the same
+  text but for spaces (`math.canonical`): a narrower rule, so that they may be
+  split where right ones are not.
 
   Args:
-    answers: of the rollouts of `question` (`answer_of`).
+    answers: of the rollouts of `question` (`answer_of`); None does not vote.
     is_correct: of the same rollouts.
     question: theirs.
   """
   if question.choices:
     return list(answers)
-  known = [question.answer]
-  vote_of = {None: None}
-  for answer, is_right in zip(answers, is_correct, strict=True):
-    if is_right:
-      vote_of.setdefault(answer, question.answer)
-  for answer in answers:
-    if answer in vote_of:
-      continue
-    boxed = rf'\boxed{{{answer}}}'
-    equal = [
-      other
-      for other in known
-      if math.compare(boxed, dataclasses.replace(question, answer=other))
-    ]
-    vote_of[answer] = (equal or [answer])[0]
-    if not equal:
-      known.append(answer)
-  return [vote_of[answer] for answer in answers]
+  names = [None if x is None else math.canonical(x) for x in answers]
+  right = {
+    name for name, is_right in zip(names, is_correct, strict=True) if is_right
+  }
+  reference = math.canonical(question.answer)
+  return [reference if name in right else name for name in names]
 
 
 def majority(votes: Sequence[str | None], is_correct: Sequence[bool]) -> float:

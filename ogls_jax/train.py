@@ -82,6 +82,11 @@ def train(
   flag = f'--workdir={workdir}'
   is_claimed = check_same(workdir / 'config.json', values, flag=flag)
   fed = inputs.digests(config, questions, held_out)
+  hosts.check_agree(
+    zlib.crc32(repr(fed).encode()),
+    '--config: the hosts have different data or templates at the same paths;'
+    ' give all the same files',
+  )
   inputs.check(workdir, fed, flag=flag)
   is_finished = is_claimed and (workdir / 'summary.json').is_file()
   for found in (is_claimed, is_finished):

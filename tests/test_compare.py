@@ -53,12 +53,14 @@ def rewards(monkeypatch):
   reward_texts(monkeypatch)
 
 
-def make_plan(out, methods=METHODS, seeds='1', budget='', **changes):
+def make_plan(
+  out, methods=METHODS, seeds='1', budget='', reference=REFERENCE, **changes
+):
   config = small_config(num_steps=3, **changes)
   found = variants.parse_variants(methods, config)
   return comparison_plan.Plan(
     config=config, out=out, variants=found, seeds=variants.parse_seeds(seeds),
-    reference=variants.reference_of(found, REFERENCE), budget=budget,
+    reference=variants.reference_of(found, reference), budget=budget,
   )  # fmt: skip
 
 
@@ -226,13 +228,62 @@ def test_a_run_that_is_trained_again_is_not_its_old_evaluation(
     file.write_text(file.read_text().replace(str(plan.out), str(out)))
   plan = dataclasses.replace(plan, out=out)
   compare.compare(plan)
+  lines = metrics.read_text()
   rows = read_rows(metrics)
   rows[-1]['time'] += 1  # another training has other times
   metrics.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  with pytest.raises(
-    UserError, match='sft_0 .*model.updates_sha256 = .*delete it to evaluate'
-  ):
+  match = 'evaluations/sft_0 is of another .*model.updates_sha256 = '
+  with pytest.raises(UserError, match=match):
     compare.compare(plan)
+  # Nothing is trained first.
+  shutil.move(metrics.parent, tmp_path / 'kept')
+  with pytest.raises(UserError, match=match):
+    compare.compare(plan)
+  shutil.move(tmp_path / 'kept', metrics.parent)
+  metrics.write_text(lines)
+  # As older evaluations are.
+  for name in ('evaluation.json', 'results.json'):
+    file = out / 'evaluations' / 'sft_0' / name
+    claim = json.loads(file.read_text())
+    del claim['files_sha256'], claim['model']['updates_sha256']
+    file.write_text(json.dumps(claim))
+  monkeypatch.setattr(compare.evaluate, 'evaluate', None)
+  compare.compare(plan)
+
+
+def test_files_of_a_comparison_do_not_change(stopped, tmp_path):
+  plan, _ = stopped
+  task, rows = tmp_path / 'task.py', tmp_path / 'rows.jsonl'
+  task.write_text('def reward(text, question):\n  return len(text) % 2\n')
+  lines = [f'{{"question": "{i} + 1", "answer": "{i + 1}"}}' for i in range(40)]
+  rows.write_text('\n'.join(lines))
+  out = tmp_path / 'out'
+  plan = make_plan(
+    out, methods='base,sft', reference='sft', data__task=str(task), data__path=str(rows),
+    warmup__num_steps=0, hints__answer_as_solution=True, eval__num_questions=4,
+    eval__samples=1,
+  )  # fmt: skip
+  compare.compare(plan)
+  task.write_text(task.read_text().replace('2', '3'))
+  with pytest.raises(UserError, match=f'files_sha256.{task} = .*that folder'):
+    compare.compare(plan)
+  shutil.rmtree(out / 'evaluations')
+  compare.compare(plan)
+  # Brought together elsewhere, where another file lies at the path.
+  other = tmp_path / 'other'
+  for name in ('runs', 'evaluations'):
+    shutil.copytree(out / name, other / name)
+  before = rows.read_text()
+  rows.write_text(before.replace(' + ', ' - '))
+  with pytest.raises(UserError, match='--out=.* questions = '):
+    compare.compare(plan)
+  moved = dataclasses.replace(plan, out=other)
+  for file in other.rglob('*.json'):
+    file.write_text(file.read_text().replace(str(out), str(other)))
+  with pytest.raises(UserError, match='sft_0 .* questions = '):
+    compare.compare(moved)
+  rows.write_text(before)
+  compare.compare(moved)
 
 
 def test_a_budget_of_tokens_is_spent_and_no_more(tmp_path):

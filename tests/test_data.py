@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs import default
 from ogls_jax import data, errors
-from ogls_jax.questions import load_questions
+from ogls_jax.questions import load_evaluated, load_questions
 from ogls_jax.tasks.question import Question
 from tests.question_rows import make_questions, row, write
 from tests.tfds_files import prepare_tfds
@@ -257,6 +257,24 @@ def test_who_holds_out_is_named(tmp_path, caplog, maker):
   config.eval.num_questions = 5
   with pytest.raises(errors.UserError, match=f'only 4 .* held out by {named}'):
     load_questions(config, maker)
+
+
+def test_questions_of_multirc_that_are_cut_are_named(tmp_path, caplog, maker):
+  config = default.get_config()
+  config.data.path = write(tmp_path / 'a.jsonl', map(row, range(20)))
+  rows = [
+    row(n, paragraph_idx=0, question_idx=n // 3) | {'id': f'multirc-{n}'}
+    for n in range(20, 32)
+  ]
+  config.data.eval_path = write(tmp_path / 'b.jsonl', rows)
+  for num, is_parted in ((4, False), (6, True)):
+    config.eval.num_questions = num
+    for load in (load_questions, load_evaluated):
+      caplog.clear()
+      load(config, maker)
+      assert (
+        '1 of the MultiRC questions have lost' in caplog.text
+      ) == is_parted
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,6 +13,7 @@ import pytest
 
 from ogls_jax import build, evaluate, export, hosts, notice, paired, train
 from ogls_jax.errors import USER_ERROR_CODE, Preempted, UserError
+from ogls_jax.prompts import PromptMaker
 from ogls_jax.questions import load_questions
 from ogls_jax.tasks.grading import Grader
 from tests.small_run import read_rows, reward_texts, small_config
@@ -188,7 +189,7 @@ def test_logits_that_are_not_finite_end_it(run, tmp_path, monkeypatch):
     evaluate.evaluate(small_config(**CHANGES), tmp_path / 'a', workdir=run[1])
 
 
-def test_what_files_hold_is_part_of_the_results(run, tmp_path):
+def test_what_files_hold_is_part_of_the_results(run, tmp_path, monkeypatch):
   task, rows, template = (
     tmp_path / name for name in ('task.py', 'rows.jsonl', 'asked.jinja')
   )
@@ -216,6 +217,17 @@ def test_what_files_hold_is_part_of_the_results(run, tmp_path):
     with pytest.raises(UserError, match=f'files_sha256.{file}'):
       evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
     file.write_text(before)
+  ids = PromptMaker.student_ids
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      PromptMaker, 'student_ids', lambda self, question: ids(self, question)[1:]
+    )
+    with pytest.raises(UserError, match='prompts_sha256 = .* delete that fold'):
+      evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
+  # What it was of is not known.
+  (tmp_path / 'out' / 'evaluation.json').unlink()
+  with pytest.raises(UserError, match='no evaluation.json to say of what'):
+    evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
 
 
 def test_questions_that_a_run_trains_on_are_counted(run, tmp_path, caplog):
@@ -232,7 +244,16 @@ def test_questions_that_a_run_trains_on_are_counted(run, tmp_path, caplog):
   )
   found = evaluate.evaluate(config, tmp_path / 'others', workdir=run[1])
   known = {question.question for question in load_training(run[0])}
-  assert found['num_trained_on'] == sum(f'{i} + 1' in known for i in range(9))
+  num = sum(f'{i} + 1' in known for i in range(9))
+  assert found['num_trained_on'] == num > 0
+  # What the run was fed is not what its config gives today.
+  workdir = tmp_path / 'run'
+  shutil.copytree(run[1], workdir)
+  fed = json.loads((workdir / 'inputs.json').read_text())
+  (workdir / 'inputs.json').write_text(json.dumps(fed | {'questions': '0'}))
+  found = evaluate.evaluate(config, tmp_path / 'unknown', workdir=workdir)
+  assert found['num_trained_on'] is None
+  assert 'is not known: its data file is another now' in caplog.text
 
 
 def load_training(config):

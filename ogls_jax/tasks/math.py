@@ -57,6 +57,18 @@ def compare(text: str, question: Question) -> bool | None:
   return forms.compare(answer, reference)
 
 
+def canonical(answer: str) -> str:
+  """One text for a number, whatever its spelling and unit; else the answer's.
+
+  Without spaces. Of more than `MAX_ANSWER_CHARS` characters: as it is.
+  """
+  if len(answer) > MAX_ANSWER_CHARS:
+    return answer
+  answer = latex.clean(answer)
+  number, _ = _parse_quantity(answer)
+  return latex.strip_spaces(answer) if number is None else str(number)
+
+
 def is_correct(text: str, question: Question) -> bool:
   """Whether the response's boxed answer is known to equal the reference."""
   return compare(text, question) is True
