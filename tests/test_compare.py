@@ -259,9 +259,9 @@ def test_files_of_a_comparison_do_not_change(stopped, tmp_path):
   rows.write_text('\n'.join(lines))
   out = tmp_path / 'out'
   plan = make_plan(
-    out, methods='base,sft', reference='sft', data__task=str(task), data__path=str(rows),
-    warmup__num_steps=0, hints__answer_as_solution=True, eval__num_questions=4,
-    eval__samples=1,
+    out, methods='base,sft', reference='sft', data__task=str(task),
+    data__path=str(rows), warmup__num_steps=0, eval__num_questions=4,
+    eval__samples=1, hints__answer_as_solution=True,
   )  # fmt: skip
   compare.compare(plan)
   task.write_text(task.read_text().replace('2', '3'))

@@ -1,6 +1,7 @@
 """What a run writes down of single tokens, against full logits."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks import own_tokens
 from ogls_jax import hosts, inspect_step, inspection, mesh, step, train
 from ogls_jax.batches import TrainState
 from ogls_jax.tasks.grading import Grader, Grades
@@ -354,6 +356,22 @@ def test_rows_of_every_method(
   ]
   is_sampled = changes.get('kd__source') != 'solutions'
   assert [x is not None for x in seconds] == [is_sampled] * 2
+
+
+def test_means_of_the_tokens_that_a_rollout_is_made_of(tmp_path, capsys):
+  first = {'anchor': [0.8, 0.4], 'steered': [0.3, 0.5]}
+  second = {'anchor': [0.6], 'steered': [0.1]}
+  rows = [{'step': 1, 'own': own} for own in (first, second)]
+  assert own_tokens.summarize(rows) == pytest.approx(
+    {'anchor': 0.6, 'steered': 0.3, 'halved': 2 / 3}
+  )
+  rows.append({'step': 3, 'own': second})
+  lines = ''.join(json.dumps(row) + '\n' for row in rows)
+  (tmp_path / 'inspect.jsonl').write_text(lines)
+  own_tokens.main(str(tmp_path))
+  assert capsys.readouterr().out.splitlines()[-2:] == [
+    '| 1 | 2 | 60.0% | 30.0% | 66.7% |', '| 3 | 1 | 60.0% | 10.0% | 100.0% |',
+  ]  # fmt: skip
 
 
 def test_where_nothing_is_steered_there_is_nothing_to_see(
