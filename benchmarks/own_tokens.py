@@ -3,8 +3,8 @@ r"""What each distribution gives the tokens that a rollout is made of.
     python -m benchmarks.own_tokens runs/mine
 
 Means over the tokens in inspect.jsonl of a run (`log.inspect_every_steps`),
-by update; and the share of tokens that the steered teacher gives less than
-half of what the anchor does.
+by update; `halved` is the share of tokens that the steered teacher gives less
+than half of what the anchor does.
 """
 
 import pathlib
@@ -32,7 +32,10 @@ def main(workdir: str) -> None:
   for row in read_rows(pathlib.Path(workdir) / 'inspect.jsonl'):
     by_step.setdefault(row['step'], []).append(row)
   if not by_step:
-    sys.exit(f'{workdir}: no inspect.jsonl; set log.inspect_every_steps')
+    sys.exit(
+      f'{workdir} has nothing in inspect.jsonl: sft and grpo have no teacher,'
+      ' others need log.inspect_every_steps'
+    )
   found = {step: summarize(rows) for step, rows in sorted(by_step.items())}
   names = next(iter(found.values()))
   print(f'| update | rollouts | {" | ".join(names)} |')

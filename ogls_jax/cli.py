@@ -36,6 +36,12 @@ def _parse(argv: list[str]) -> list[str]:
     raise UserError(
       f'--config: {error.filename}:{error.lineno}: {error.msg}'
     ) from error
+  except NameError as error:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    raise UserError(
+      f'--config: {frame.filename}:{frame.lineno}: {error}; a config is a'
+      ' Python file that defines get_config, as configs/tiny.py does'
+    ) from error
   except (flags.Error, TypeError, ValueError) as error:
     text = ' '.join(' '.join(map(str, error.args)).split())
     if missing := re.match(r'flag --(\w+)=None', text):

@@ -126,6 +126,12 @@ def _check_kept(plan, folder, workdir):
     'model': runs.source_of(workdir, kept['model']['step']),
   }
   old = flat(kept)
+  is_gone = kept['model']['step'] and not (workdir / 'metrics.jsonl').exists()
+  if is_gone:
+    raise UserError(
+      f'{folder} is of a run that is gone; bring {workdir} back, or delete that'
+      ' folder, too, to train and evaluate it again'
+    )
   for key, value in flat(found).items():
     if old.get(key, value) != value:  # older evaluations do not say all
       raise UserError(

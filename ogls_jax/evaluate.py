@@ -29,11 +29,12 @@ from ogls_jax.checksums import checksums_of
 from ogls_jax.errors import UserError
 from ogls_jax.generations import Parts, generate
 from ogls_jax.inputs import digest_of, file_digest
-from ogls_jax.json_file import make_folder, read_json, write_json
+from ogls_jax.json_file import flat, make_folder, read_json, write_json
 from ogls_jax.mesh import make_mesh
 from ogls_jax.notice import StopNotice
 from ogls_jax.questions import load_evaluated, num_trained_on
 from ogls_jax.runs import load_run, read_run_config, source_of
+from ogls_jax.tasks import superglue
 from ogls_jax.tasks.grading import OWN_TASK_SUFFIX
 from ogls_jax.validate import validate_evaluation
 from ogls_jax.validate_inputs import (
@@ -147,7 +148,9 @@ def _write_results(config, claim, questions, rows, out):
   metrics = {name: dataclasses.asdict(x) for name, x in found.items()}
   content = claim | {'metrics': metrics}
   write_json(out / 'results.json', content, flag=f'--out={out}')
-  hosts.say(f'{len(questions)} questions\n\n{results.table(found)}\n')
+  num_texts = len(set(superglue.groups_of(questions)))
+  on = f' on {num_texts} texts' if num_texts < len(questions) else ''
+  hosts.say(f'{len(questions)} questions{on}\n\n{results.table(found)}\n')
   hosts.say(f'wrote {out}/results.json and {out}/generations.jsonl')
   return content
 
@@ -156,6 +159,7 @@ def _with_model_of(config, workdir):
   """`config` with the model of the run in `workdir`, if there is one."""
   if workdir:
     theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
+    _tell_of_other_questions(config, theirs, workdir)
     config = copy.deepcopy(config)
     with config.unlocked():
       for name in ('model', 'lora', 'warmup'):
@@ -166,6 +170,19 @@ def _with_model_of(config, workdir):
       ' random weights has nothing to evaluate'
     )
   return config
+
+
+def _tell_of_other_questions(config, theirs, workdir):
+  ours, theirs = (flat(json.loads(x.to_json())) for x in (config, theirs))
+  if changed := [
+    f'{key} = {ours[key]!r}, not {theirs.get(key)!r}'
+    for key in ours
+    if key.startswith(('data.', 'prompt.')) and ours[key] != theirs.get(key)
+  ]:
+    hosts.say(
+      f'asked otherwise than --workdir={workdir} was trained:'
+      f' {"; ".join(changed)}'
+    )
 
 
 def _num_trained_on(questions, workdir, step) -> int | None:

@@ -3,15 +3,19 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 
 from ml_collections import config_dict
 
 from ogls_jax import hosts
-from ogls_jax.json_file import write_json
+from ogls_jax.json_file import read_json, write_json
 from ogls_jax.prompts import template_path
 from ogls_jax.tasks.question import Question
 from ogls_jax.workdir import check_same
+
+# It may be mended in the middle of a run (docs/tasks.md).
+_TASK = 'task'
 
 
 def digest_of(questions: list[Question]) -> str:
@@ -34,11 +38,8 @@ def digests(
   questions: list[Question],
   held_out: list[Question],
 ) -> dict[str, str]:
-  """What `claim` keeps of a training.
-
-  A task of one's own is not among them: it may be mended in the middle of a
-  run (docs/tasks.md).
-  """
+  """What `claim` keeps of a training."""
+  task = pathlib.Path(config.data.task)
   templates = {
     key: file_digest(template_path(config.prompt[key]))
     for key in ('student_template', 'teacher_template')
@@ -46,11 +47,14 @@ def digests(
   return templates | {
     'questions': digest_of(questions),
     'held_out': digest_of(held_out),
+    _TASK: file_digest(task) if task.is_file() else '',
   }
 
 
 def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> bool:
   """Whether `folder` has digests; rejects it where they are of other inputs.
+
+  Of another task file it warns.
 
   Args:
     folder: of the training; it has none before that begins.
@@ -60,9 +64,19 @@ def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> bool:
   Raises:
     UserError: they are others than in `folder`.
   """
+  kept = read_json(folder / 'inputs.json', flag=flag)
+  if kept is None:
+    return False
+  if kept.get(_TASK, found[_TASK]) != found[_TASK]:
+    logging.getLogger(__name__).warning(
+      '%s began with another content of the file in data.task: its rewards are'
+      ' of two graders',
+      flag,
+    )
   return check_same(
-    folder / 'inputs.json', found, flag=flag,
-    made_by='other questions or templates have', way_out='bring them back',
+    folder / 'inputs.json', found | {_TASK: kept.get(_TASK)}, flag=flag,
+    made_by='other questions or templates have',
+    way_out='bring back what the paths in its config led to',
   )  # fmt: skip
 
 

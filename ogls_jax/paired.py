@@ -17,6 +17,9 @@ from ogls_jax.errors import UserError
 from ogls_jax.intervals import Paired, paired
 from ogls_jax.json_file import flat, read_json, read_rows
 
+# When training asks; an evaluation does not depend on them.
+_OF_TRAINING = ('eval.has_before_after', 'eval.every_steps')
+
 
 def compare(
   folder: pathlib.Path, other: pathlib.Path
@@ -35,6 +38,11 @@ def compare(
       ' data'
     )
   _check_judged_alike(claims, folder, other)
+  for path, claim in zip((folder, other), claims, strict=True):
+    if num := claim.get('num_trained_on'):
+      hosts.say(
+        f'{path}: {num} of the questions are among those of its training'
+      )
   shares = [
     shares_of(path, claim)
     for path, claim in zip((folder, other), claims, strict=True)
@@ -64,7 +72,7 @@ def _check_judged_alike(claims, folder, other):
   changed = [
     f'{key} = {ours.get(key)!r} and {theirs.get(key)!r}'
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key)
+    if ours.get(key) != theirs.get(key) and key not in _OF_TRAINING
   ]
   for key, name in (
     (key, ours.get(key)) for key in ('data.task', 'prompt.student_template')
@@ -79,7 +87,7 @@ def _check_judged_alike(claims, folder, other):
       f'{folder} and {other} were judged differently: {"; ".join(of_judges)};'
       ' evaluate both alike'
     )
-  asked = ('max_tokens', 'prompt.', 'eval.')
+  asked = ('max_tokens', 'prompt.', 'eval.', 'seed')
   if of_rollouts := [text for text in changed if text.startswith(asked)]:
     hosts.say(f'they were asked differently: {"; ".join(of_rollouts)}')
 

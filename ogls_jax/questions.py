@@ -117,10 +117,10 @@ def _first(held_out, maker, config):
   )  # fmt: skip
   if num_parted := superglue.num_parted(held_out, kept):
     logging.getLogger(__name__).warning(
-      '%d of the MultiRC questions have lost some of their answers to'
-      ' prompt.max_tokens = %d or eval.num_questions = %d; multirc/em counts'
-      ' them by the others',
-      num_parted, config.prompt.max_tokens, config.eval.num_questions,
+      'MultiRC questions without some of their answers, which'
+      ' prompt.max_tokens = %d or eval.num_questions = %d left out: %d;'
+      ' multirc/em counts them by the others',
+      config.prompt.max_tokens, config.eval.num_questions, num_parted,
     )  # fmt: skip
   return kept, num_long
 

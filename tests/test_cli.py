@@ -47,8 +47,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, text):
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-def test_a_config_that_is_no_python_is_one_line(tmp_path):
-  (tmp_path / 'mine.py').write_text('def get_config(:\n  pass\n')
+@pytest.mark.parametrize('text', ['def get_config(:\n  pass\n', '{"a": true}'])
+def test_a_config_that_is_no_python_is_one_line(text, tmp_path):
+  (tmp_path / 'mine.py').write_text(text)
   done = command(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run')
   assert done.returncode == 2
   (line,) = done.stderr.strip().splitlines()

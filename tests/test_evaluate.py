@@ -230,12 +230,17 @@ def test_what_files_hold_is_part_of_the_results(run, tmp_path, monkeypatch):
     evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
 
 
-def test_questions_that_a_run_trains_on_are_counted(run, tmp_path, caplog):
+def test_questions_that_a_run_trains_on_are_counted(
+  run, tmp_path, caplog, capsys
+):
   """More of generated ones: the first 20 are held out, 64 train."""
   config = small_config(**CHANGES | {'eval__num_questions': 40})
   found = evaluate.evaluate(config, tmp_path / 'more', workdir=run[1])
   assert found['num_trained_on'] == 20
   assert '20 of 40 questions are among those that --workdir=' in caplog.text
+  paired.compare(tmp_path / 'more', tmp_path / 'more')
+  told = f'{tmp_path}/more: 20 of the questions are among those of its training'
+  assert told in capsys.readouterr().out
   rows = tmp_path / 'rows.jsonl'
   asked = [f'{{"question": "{i} + 1", "answer": "{i + 1}"}}' for i in range(9)]
   rows.write_text('\n'.join(asked))
@@ -246,6 +251,8 @@ def test_questions_that_a_run_trains_on_are_counted(run, tmp_path, caplog):
   known = {question.question for question in load_training(run[0])}
   num = sum(f'{i} + 1' in known for i in range(9))
   assert found['num_trained_on'] == num > 0
+  told = f"was trained: data.eval_path = '{rows}', not ''"
+  assert told in capsys.readouterr().out
   # What the run was fed is not what its config gives today.
   workdir = tmp_path / 'run'
   shutil.copytree(run[1], workdir)
@@ -302,10 +309,15 @@ def test_likelihoods_are_kept_and_continued(run, tmp_path):
   assert path.read_bytes() == lines
 
 
-def test_pairs_of_two_evaluations(run, whole, tmp_path):
-  config = small_config(**CHANGES)
+def test_pairs_of_two_evaluations(run, whole, tmp_path, capsys):
+  config = small_config(**CHANGES, eval__has_before_after=False, seed=7)
   other = evaluate.evaluate(config, tmp_path / 'b', workdir=run[1], run_step=0)
   found = paired.compare(whole[0], tmp_path / 'b')
+  told = capsys.readouterr().out.splitlines()[-1]
+  assert told == (
+    'they were asked differently: eval.has_greedy = True and False;'
+    ' seed = 0 and 7'
+  )
   assert list(found) == ['accuracy']  # the other has no greedy rollouts
   ours, theirs, pair = found['accuracy']
   assert ours == whole[1]['metrics']['avg@2']['mean']

@@ -268,7 +268,7 @@ def test_other_questions_or_templates_at_the_same_paths_are_an_error(
   ):
     before = file.read_text()
     file.write_text(before.replace(old, new))
-    with pytest.raises(UserError, match=f'{key} = .*bring them back'):
+    with pytest.raises(UserError, match=f'{key} = .*bring back what'):
       train.train(config, workdir)
     file.write_text(before)
   assert train.train(config, workdir)['num_steps'] == 2
@@ -286,6 +286,27 @@ def test_other_questions_or_templates_at_the_same_paths_are_an_error(
   with pytest.raises(UserError, match='stage 1 in .*warmup .*questions = '):
     train.train(config, tmp_path / 'other')
   kept.write_text(before)
+
+
+def test_a_task_file_that_is_mended_is_told_of(tmp_path, caplog):
+  task, rows = tmp_path / 'task.py', tmp_path / 'rows.jsonl'
+  task.write_text('def reward(text, question):\n  return 0\n')
+  lines = [f'{{"question": "{i} + 1", "answer": "{i + 1}"}}' for i in range(20)]
+  rows.write_text('\n'.join(lines))
+  config = small_config(
+    data__path=str(rows), data__task=str(task), warmup__num_steps=0,
+    eval__num_questions=0, method='grpo', num_steps=3,
+  )  # fmt: skip
+  for num in (1, 1):
+    train.train(config, tmp_path / 'run', stop_after_steps=num)
+    assert 'two graders' not in caplog.text
+  task.write_text('def reward(text, question):\n  return 1\n')
+  train.train(config, tmp_path / 'run')
+  assert f'--workdir={tmp_path}/run began with another content' in caplog.text
+  rewards = [
+    row['reward_mean'] for row in read_rows(tmp_path / 'run' / 'metrics.jsonl')
+  ]
+  assert rewards == [0, 0, 1]
 
 
 def test_skipped_rows_are_counted_in_the_metrics(tmp_path):
