@@ -108,7 +108,7 @@ def check(plan: Plan) -> dict[str, str]:
       path, values = workdir / 'config.json', variants.values_of(run)
       check_same(path, values, flag=str(workdir))
       inputs.check(workdir, fed, flag=str(workdir))
-      _check_kept(plan, plan.evaluation(variant, seed), workdir)
+      _check_evaluation(plan, plan.evaluation(variant, seed), workdir)
     if run.warmup.num_steps:
       stage = warmup.folder_of(run, workdir)
       warmup.is_claimed(run, stage)
@@ -116,22 +116,22 @@ def check(plan: Plan) -> dict[str, str]:
   return fed
 
 
-def _check_kept(plan, folder, workdir):
+def _check_evaluation(plan, folder, workdir):
   """Rejects an evaluation of another training, or graded by other code."""
   kept = read_json(folder / 'evaluation.json', flag=plan.flag)
   if kept is None:
     return
-  found = {
-    'files_sha256': evaluate.files_of(plan.config),
-    'model': runs.source_of(workdir, kept['model']['step']),
-  }
-  old = flat(kept)
-  is_gone = kept['model']['step'] and not (workdir / 'metrics.jsonl').exists()
-  if is_gone:
+  step = kept['model']['step']
+  if step and not (workdir / 'metrics.jsonl').exists():
     raise UserError(
       f'{folder} is of a run that is gone; bring {workdir} back, or delete that'
       ' folder, too, to train and evaluate it again'
     )
+  found = {
+    'files_sha256': evaluate.files_of(plan.config),
+    'model': runs.source_of(workdir, step),
+  }
+  old = flat(kept)
   for key, value in flat(found).items():
     if old.get(key, value) != value:  # older evaluations do not say all
       raise UserError(

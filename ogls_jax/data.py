@@ -181,8 +181,8 @@ def split_by_id(
     )
   id_of = {}
   for question in questions:
-    name = id_of.get(question.question, question.id)
-    id_of[question.question] = min(name, question.id)
+    text, name = question.question, question.id
+    id_of[text] = min(id_of.get(text, name), name)
   train, held_out = [], []
   for question in questions:
     name = id_of[question.question]

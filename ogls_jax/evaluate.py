@@ -69,7 +69,15 @@ def evaluate(
     Preempted: `notice` came; the same call continues.
   """
   notice = notice or StopNotice()
-  config = _with_model_of(config, workdir)
+  theirs = None
+  if workdir:
+    theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
+    config = _with_model_of(config, theirs, workdir)
+  elif not config.model.path:
+    raise UserError(
+      "model.path = '' must name a model, or --workdir= a run: a model with"
+      ' random weights has nothing to evaluate'
+    )
   validate_evaluation(config, jax.device_count())
   mesh, maker = make_mesh(dict(config.mesh)), build.load_maker(config)
   num_ids = maker.tokenizer.vocab_size
@@ -99,7 +107,9 @@ def evaluate(
     counts = {
       'num_questions': len(questions),
       'rows_skipped': num_skipped,
-      'num_trained_on': _num_trained_on(questions, workdir, source.get('step')),
+      'num_trained_on': _num_trained_on(
+        questions, theirs, workdir, source.get('step')
+      ),
     }
     if hosts.is_first():
       write_json(out / 'evaluation.json', claim, flag=flag)
@@ -128,11 +138,7 @@ def _claim_of(config, questions, maker) -> dict:
 
 def _check_kept(out, claim, flag):
   """Rejects a folder that holds generations of something else."""
-  is_there = check_same(
-    out / 'evaluation.json', claim, flag=flag,
-    made_by='another config, model or file has',
-    way_out='delete that folder to evaluate anew',
-  )  # fmt: skip
+  is_there = check_same(out / 'evaluation.json', claim, flag=flag)
   if not is_there and (out / 'generations.jsonl').exists():
     raise UserError(
       f'{flag} has a generations.jsonl and no evaluation.json to say of what;'
@@ -155,42 +161,30 @@ def _write_results(config, claim, questions, rows, out):
   return content
 
 
-def _with_model_of(config, workdir):
-  """`config` with the model of the run in `workdir`, if there is one."""
-  if workdir:
-    theirs = read_run_config(workdir, flag=f'--workdir={workdir}')
-    _tell_of_other_questions(config, theirs, workdir)
-    config = copy.deepcopy(config)
-    with config.unlocked():
-      for name in ('model', 'lora', 'warmup'):
-        config[name] = theirs[name]
-  elif not config.model.path:
-    raise UserError(
-      "model.path = '' must name a model, or --workdir= a run: a model with"
-      ' random weights has nothing to evaluate'
-    )
-  return config
-
-
-def _tell_of_other_questions(config, theirs, workdir):
-  ours, theirs = (flat(json.loads(x.to_json())) for x in (config, theirs))
+def _with_model_of(config, theirs, workdir):
+  """`config` with the model of a run; tells what it asks otherwise."""
+  ours, old = (flat(json.loads(x.to_json())) for x in (config, theirs))
   if changed := [
-    f'{key} = {ours[key]!r}, not {theirs.get(key)!r}'
+    f'{key} = {ours[key]!r}, not {old.get(key)!r}'
     for key in ours
-    if key.startswith(('data.', 'prompt.')) and ours[key] != theirs.get(key)
+    if key.startswith(('data.', 'prompt.')) and ours[key] != old.get(key)
   ]:
     hosts.say(
       f'asked otherwise than --workdir={workdir} was trained:'
       f' {"; ".join(changed)}'
     )
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    for name in ('model', 'lora', 'warmup'):
+      config[name] = theirs[name]
+  return config
 
 
-def _num_trained_on(questions, workdir, step) -> int | None:
+def _num_trained_on(questions, theirs, workdir, step) -> int | None:
   """Of the questions; told, as they measure what is known by heart."""
-  if not workdir:
+  if not theirs:
     return None
   flag, logger = f'--workdir={workdir}', logging.getLogger(__name__)
-  theirs = read_run_config(workdir, flag=flag)
   if not step and not theirs.warmup.num_steps:
     return 0
   fed = read_json(workdir / 'inputs.json', flag=flag) or {}

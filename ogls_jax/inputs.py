@@ -9,13 +9,10 @@ import pathlib
 from ml_collections import config_dict
 
 from ogls_jax import hosts
+from ogls_jax.errors import UserError
 from ogls_jax.json_file import read_json, write_json
 from ogls_jax.prompts import template_path
 from ogls_jax.tasks.question import Question
-from ogls_jax.workdir import check_same
-
-# It may be mended in the middle of a run (docs/tasks.md).
-_TASK = 'task'
 
 
 def digest_of(questions: list[Question]) -> str:
@@ -38,50 +35,53 @@ def digests(
   questions: list[Question],
   held_out: list[Question],
 ) -> dict[str, str]:
-  """What `claim` keeps of a training."""
-  task = pathlib.Path(config.data.task)
-  templates = {
-    key: file_digest(template_path(config.prompt[key]))
-    for key in ('student_template', 'teacher_template')
-  }
-  return templates | {
+  """What `claim` keeps of a training, by what it is of."""
+  task = config.data.task
+  return {
     'questions': digest_of(questions),
     'held_out': digest_of(held_out),
-    _TASK: file_digest(task) if task.is_file() else '',
+    'student_template': file_digest(
+      template_path(config.prompt.student_template)
+    ),
+    'teacher_template': file_digest(
+      template_path(config.prompt.teacher_template)
+    ),
+    'task': file_digest(task if pathlib.Path(task).is_file() else ''),
   }
 
 
-def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> bool:
-  """Whether `folder` has digests; rejects it where they are of other inputs.
+def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
+  """Rejects a training that began with other inputs.
 
-  Of another task file it warns.
+  A task of one's own may be mended in the middle (docs/tasks.md): a warning.
 
   Args:
-    folder: of the training; it has none before that begins.
+    folder: of the training; it has no inputs.json before that begins.
     found: `digests` of now.
     flag: the flag or key that led to `folder`, with its value, for errors.
 
   Raises:
-    UserError: they are others than in `folder`.
+    UserError: questions or templates are others than then.
   """
-  kept = read_json(folder / 'inputs.json', flag=flag)
-  if kept is None:
-    return False
-  if kept.get(_TASK, found[_TASK]) != found[_TASK]:
+  kept = read_json(folder / 'inputs.json', flag=flag) or found
+  changed = [name for name in found if kept.get(name) != found[name]]
+  if 'task' in changed:
+    changed.remove('task')
     logging.getLogger(__name__).warning(
       '%s began with another content of the file in data.task: its rewards are'
       ' of two graders',
       flag,
     )
-  return check_same(
-    folder / 'inputs.json', found | {_TASK: kept.get(_TASK)}, flag=flag,
-    made_by='other questions or templates have',
-    way_out='bring back what the paths in its config led to',
-  )  # fmt: skip
+  if changed:
+    raise UserError(
+      f'{flag} began with another content of: {", ".join(changed)} (SHA-256 in'
+      f' {folder}/inputs.json); bring back what the paths in its config led to,'
+      ' or use another folder'
+    )
 
 
 def claim(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
-  """Checks, and keeps `found` in `folder`/inputs.json; the first host does."""
-  is_there = check(folder, found, flag=flag)
-  if not is_there and hosts.is_first():
-    write_json(folder / 'inputs.json', found, flag=flag)
+  """Keeps `found`, which `check` has seen, in `folder`/inputs.json."""
+  path = folder / 'inputs.json'
+  if hosts.is_first() and not path.exists():
+    write_json(path, found, flag=flag)

@@ -78,8 +78,8 @@ def _check_judged_alike(claims, folder, other):
     (key, ours.get(key)) for key in ('data.task', 'prompt.student_template')
   ):
     # Older evaluations did not look.
-    digests = [claim.get('files_sha256', {}).get(name) for claim in claims]
-    if name == theirs.get(key) and None not in digests and len({*digests}) > 1:
+    digests = {claim.get('files_sha256', {}).get(name) for claim in claims}
+    if name == theirs.get(key) and len(digests - {None}) > 1:
       changed.append(f'{key} = {name!r} of another content')
   judges = ('min_reward', 'grading.', 'data.task')
   if of_judges := [text for text in changed if text.startswith(judges)]:

@@ -33,8 +33,7 @@ def load_questions(
       ' (eval.num_questions = %d)',
       len(train), num_held_out, _held_out_by(d), config.eval.num_questions,
     )  # fmt: skip
-  limits = {'max_tokens': config.prompt.max_tokens, 'on_bad_row': d.on_bad_row}
-  train, num_long = check_prompt_lengths(train, maker, **limits)
+  train, num_long = _fitting(train, maker, config)
   num_skipped += num_long
   if config.eval.num_questions:
     held_out, num_long = _first(held_out, maker, config)
@@ -108,13 +107,17 @@ def num_trained_on(
   return sum(question.question in texts for question in questions)
 
 
+def _fitting(questions, maker, config):
+  return check_prompt_lengths(
+    questions, maker, max_tokens=config.prompt.max_tokens,
+    on_bad_row=config.data.on_bad_row,
+  )  # fmt: skip
+
+
 def _first(held_out, maker, config):
   """(the first eval.num_questions, or all, that fit; how many do not)."""
   num = config.eval.num_questions or None
-  kept, num_long = check_prompt_lengths(
-    held_out[:num], maker, max_tokens=config.prompt.max_tokens,
-    on_bad_row=config.data.on_bad_row,
-  )  # fmt: skip
+  kept, num_long = _fitting(held_out[:num], maker, config)
   if num_parted := superglue.num_parted(held_out, kept):
     logging.getLogger(__name__).warning(
       'MultiRC questions without some of their answers, which'

@@ -73,11 +73,11 @@ def load_run(
   with contextlib.closing(
     build.checkpointer(config, workdir / 'checkpoints', is_read_only=True)
   ) as checkpointer:
-    steps, w = checkpointer.all_steps(), config.warmup
+    steps = checkpointer.all_steps()
     if not steps and step is None:
       raise UserError(
         f'{flag} has no checkpoint yet; train it, or ask for step 0, the model'
-        f' it begins with{", once stage 1 is over" if w.num_steps else ""}'
+        ' that stage 2 begins with'
       )
     if step is None:  # while it is trained hosts may see others
       (step,) = hosts.largest(max(steps))

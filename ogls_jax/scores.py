@@ -9,22 +9,16 @@ import numpy as np
 from ogls_jax.tasks import latex, math, superglue
 from ogls_jax.tasks.question import Question
 
-# Words of a text that turns back on itself. Our choice: the paper (v1) counts
-# such words, and names no full list.
+# Words of a text that turns back on itself, as regular expressions. Our choice:
+# the paper (v1) counts such words, and names no full list.
 REFLECTION_MARKERS = (
-  'wait', 'hmm', 'however', 'alternatively', 'double-check', 'double check',
-  'check again', 'let me check', 'let me verify', 'let me recheck',
-  'let me reconsider', 'let me rethink', 'let me reexamine',
-  'let me reevaluate', 'let me recalculate', 'let me recompute',
-  'let me reread', 'let me redo', 'on second thought', 'actually', 'mistake',
-  'mistakes',
+  'wait', 'hmm', 'however', 'alternatively', 'double[- ]check', 'check again',
+  'let me (?:check|verify)',
+  'let me re-?(?:check|consider|think|examine|evaluate|calculate|compute|read)',
+  'let me redo', 'on second thought', 'actually', 'mistakes?',
 )  # fmt: skip
-# `re-check` is `recheck`, too.
 _MARKERS = re.compile(
-  rf'(?<![a-z])(?:{"|".join(REFLECTION_MARKERS)})(?![a-z])'.replace(
-    'me re', 'me re-?'
-  ),
-  re.IGNORECASE,
+  rf'(?<![a-z])(?:{"|".join(REFLECTION_MARKERS)})(?![a-z])', re.IGNORECASE
 )
 
 
@@ -53,7 +47,7 @@ def answer_of(text: str, question: Question) -> str | None:
 def votes_of(
   answers: Sequence[str | None], is_correct: Sequence[bool], question: Question
 ) -> list[str | None]:
-  """What each answer votes for; answers with one text have one vote.
+  """A name for what each answer votes for.
 
   All that is correct votes for the reference, in whatever form the grader took
   it. Of other answers those are one that have the same number, or the same

@@ -101,19 +101,18 @@ def train(
     if config.method == 'kd':
       teacher = load_kd_teacher(config, maker.tokenizer, mesh)
     # Only now: what failed before leaves the workdir to a corrected command.
-    fed_folders = {workdir}
-    if config.warmup.num_steps:  # which other runs may share
-      stage = warmup.folder_of(config, workdir)
+    stage = warmup.folder_of(config, workdir)  # which other runs may share
+    if config.warmup.num_steps:
       warmup.is_claimed(config, stage)
       inputs.check(stage.parent, fed, flag=f'stage 1 in {stage}')
-      fed_folders.add(stage.parent)
     if hosts.is_first():
       make_folder(workdir, flag=flag)
     stack.enter_context(locked(workdir / 'lock', flag=flag))
     if hosts.is_first():
       write_json(workdir / 'config.json', values, flag=flag)
-    for folder in fed_folders:
-      inputs.claim(folder, fed, flag=flag)
+    inputs.claim(workdir, fed, flag=flag)
+    if config.warmup.num_steps:
+      inputs.claim(stage.parent, fed, flag=f'stage 1 in {stage}')
     hosts.check_shared(workdir / 'config.json', f'{flag}: {hosts.NOT_SHARED}')
     base, seconds = _warmed(
       config, base, questions, maker, mesh, workdir, notice

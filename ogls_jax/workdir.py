@@ -12,22 +12,13 @@ from ogls_jax.json_file import flat, read_json
 _SHOWN = 3  # differences named in an error
 
 
-def check_same(
-  path: pathlib.Path,
-  values: dict,
-  *,
-  flag: str,
-  made_by: str = 'another config has',
-  way_out: str = '',
-) -> bool:
+def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
   """Whether the JSON object in `path` is there; its values must be `values`.
 
   Args:
     path: a file as `write_json` leaves it.
     values: nested dict of JSON values.
     flag: the flag or key that led to `path`, with its value, for errors.
-    made_by: what has made other values, for errors.
-    way_out: other than another folder, for errors; '': the config in `path`.
 
   Raises:
     UserError: `path` cannot be read or holds other values.
@@ -44,10 +35,10 @@ def check_same(
   if changed:
     more = len(changed) - _SHOWN
     raise UserError(
-      f'{flag} holds what {made_by} made:'
+      f'{flag} holds what another config, model or file has made:'
       f' {"; ".join(changed[:_SHOWN])}'
       f'{f" (and {more} more)" if more > 0 else ""}; use another folder, or'
-      f' {way_out or f"the config in {path}"}'
+      f' what {path} says'
     )
   return True
 

@@ -268,13 +268,13 @@ def test_other_questions_or_templates_at_the_same_paths_are_an_error(
   ):
     before = file.read_text()
     file.write_text(before.replace(old, new))
-    with pytest.raises(UserError, match=f'{key} = .*bring back what'):
+    with pytest.raises(UserError, match=f'content of: {key} .*bring back'):
       train.train(config, workdir)
     file.write_text(before)
   assert train.train(config, workdir)['num_steps'] == 2
   before = rows.read_text()
   rows.write_text(before.replace(' + ', ' - '))
-  with pytest.raises(UserError, match='questions = '):
+  with pytest.raises(UserError, match='content of: questions '):
     train.train(config, workdir)  # finished, but not with these
   # Stage 1, which runs share, has learned its questions, too.
   kept = unevaluated / 'inputs.json'
@@ -283,7 +283,7 @@ def test_other_questions_or_templates_at_the_same_paths_are_an_error(
   config = small_config(
     warmup__workdir=str(unevaluated), eval__num_questions=0, num_steps=1
   )
-  with pytest.raises(UserError, match='stage 1 in .*warmup .*questions = '):
+  with pytest.raises(UserError, match='stage 1 in .*warmup .*of: questions '):
     train.train(config, tmp_path / 'other')
   kept.write_text(before)
 

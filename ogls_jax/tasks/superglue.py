@@ -68,6 +68,11 @@ def _group_of(question):
   return f'{task} {key} {question.fields[key]}'
 
 
+def multirc_question(row: Question) -> str:
+  """Names the question that a row of MultiRC has a proposed answer to."""
+  return f'{row.fields.get("paragraph_idx")} {row.fields.get("question_idx")}'
+
+
 def num_parted(questions: Sequence[Question], kept: Sequence[Question]) -> int:
   """How many questions of MultiRC have some answers in `kept`, and not all.
 
@@ -77,11 +82,7 @@ def num_parted(questions: Sequence[Question], kept: Sequence[Question]) -> int:
   """
   num_before, num_after = (
     collections.Counter(
-      tuple(
-        str(q.fields.get(name)) for name in ('paragraph_idx', 'question_idx')
-      )
-      for q in rows
-      if task_of(q) == 'multirc'
+      multirc_question(q) for q in rows if task_of(q) == 'multirc'
     )
     for rows in (questions, kept)
   )

@@ -101,7 +101,7 @@ def _exact_questions(pairs):
   """
   is_right, first = {}, {}
   for place, (q, choice) in enumerate(pairs):
-    key = q.fields['paragraph_idx'], q.fields['question_idx']
+    key = superglue.multirc_question(q)
     first.setdefault(key, place)
     is_right[key] = is_right.get(key, True) and choice == q.answer
   counts = np.zeros((len(pairs), 2))
