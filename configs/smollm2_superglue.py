@@ -8,8 +8,10 @@ Others: --config.data.path=data:superglue_cb/train.jsonl
 --config.data.eval_path=data:superglue_cb/validation.jsonl, and for its 56
 questions --config.eval.num_questions=56; of BoolQ, which has one file,
 --config.data.path=data:superglue_boolq/validation.jsonl
---config.data.eval_path= (nothing), and a share of it is held out. On a GPU,
-with what came out: configs/smollm2_superglue_gpu.py.
+--config.data.eval_path= (nothing), and a share of it is held out. MultiRC's
+files end in .jsonl.gz; of its first passages few fit, so for the 404 questions
+that do --config.eval.num_questions=4848, all. On a GPU, with what came out:
+configs/smollm2_superglue_gpu.py.
 """
 
 from configs import smollm2_svamp

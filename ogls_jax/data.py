@@ -236,10 +236,13 @@ def _numbered_lines(
         if line.strip(b' \t\r\n\xef\xbb\xbf'):
           yield number, line
   except (OSError, EOFError, zlib.error) as error:
-    is_missing = isinstance(error, FileNotFoundError)
+    twin = file.with_suffix('') if opener == gzip.open else f'{file}.gz'
+    way_out = 'fetch the file again'
+    if isinstance(error, FileNotFoundError):
+      way_out = f'{twin} is there' if os.path.exists(twin) else 'check the path'
     raise errors.UserError(
       f'{key} = {file} cannot be read ({type(error).__name__}: {error}); '
-      f'{"check the path" if is_missing else "fetch the file again"}'
+      f'{way_out}'
     ) from error
 
 

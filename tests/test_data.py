@@ -131,7 +131,9 @@ def test_files_that_cannot_be_read(tmp_path):
   (tmp_path / 'plain.jsonl.gz').write_bytes(json.dumps(row(0)).encode())
   (tmp_path / 'a.csv').write_text('q,a')
   for name, problem in {
-    'missing.jsonl': 'FileNotFoundError',
+    'missing.jsonl': 'FileNotFoundError.* check the path',
+    'whole.jsonl': '/whole.jsonl.gz is there',
+    'bad.jsonl.gz': '/bad.jsonl is there',
     'dir.jsonl': 'IsADirectoryError',
     'empty.jsonl': 'it is empty',
     'blank.jsonl': 'it is empty',
