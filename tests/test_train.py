@@ -307,6 +307,9 @@ def test_a_task_file_that_is_mended_is_told_of(tmp_path, caplog):
     row['reward_mean'] for row in read_rows(tmp_path / 'run' / 'metrics.jsonl')
   ]
   assert rewards == [0, 0, 1]
+  caplog.clear()
+  train.train(config, tmp_path / 'run')  # what it began with is not replaced
+  assert 'two graders' in caplog.text
 
 
 def test_skipped_rows_are_counted_in_the_metrics(tmp_path):
