@@ -180,7 +180,8 @@ def _prompt() -> config_dict.ConfigDict:
     # also for its prompt without a hint. False needs a template that can.
     student_thinking=True,
     teacher_thinking=True,  # the same, of the teacher
-    max_tokens=1024,  # of a student prompt; longer ones are an error
+    # Of a student prompt; longer ones are bad rows (data.on_bad_row).
+    max_tokens=1024,
     bucket_tokens=64,  # all texts are padded to a multiple: few programs
   )
 

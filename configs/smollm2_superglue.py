@@ -9,8 +9,9 @@ Others: --config.data.path=data:superglue_cb/train.jsonl
 questions --config.eval.num_questions=56; of BoolQ, which has one file,
 --config.data.path=data:superglue_boolq/validation.jsonl
 --config.data.eval_path= (nothing), and a share of it is held out. MultiRC's
-files end in .jsonl.gz; of its first passages few fit, so for the 404 questions
-that do --config.eval.num_questions=4848, all. On a GPU, with what came out:
+files end in .jsonl.gz; few of its passages fit, none of the first, so
+--config.eval.num_questions=4848, which are all: 404 answers to 75 questions on
+7 passages are asked. On a GPU, with what came out:
 configs/smollm2_superglue_gpu.py.
 """
 

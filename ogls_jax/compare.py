@@ -163,7 +163,7 @@ def _evaluated(plan, variant, seed, step, digest, notice):
   if hosts.is_first():
     found = read_json(folder / 'results.json', flag=plan.flag)
     source = {'workdir': str(workdir), 'step': step}
-    # The rest was looked at before anything was trained (`check`).
+    # Its task file and training were compared before anything was trained.
     is_done = (
       found is not None
       and found['questions_sha256'] == digest

@@ -51,9 +51,9 @@ def digests(
 
 
 def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
-  """Rejects a training that began with other inputs.
+  """Rejects a training that began with other questions or templates.
 
-  A task of one's own may be mended in the middle (docs/tasks.md): a warning.
+  What inputs.json does not have, as that of an older version, is not compared.
 
   Args:
     folder: of the training; it has no inputs.json before that begins.
@@ -63,15 +63,7 @@ def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
   Raises:
     UserError: questions or templates are others than then.
   """
-  kept = read_json(folder / 'inputs.json', flag=flag) or found
-  changed = [name for name in found if kept.get(name) != found[name]]
-  if 'task' in changed:
-    changed.remove('task')
-    logging.getLogger(__name__).warning(
-      '%s began with another content of the file in data.task: its rewards are'
-      ' of two graders',
-      flag,
-    )
+  changed = [name for name in _changed(folder, found, flag) if name != 'task']
   if changed:
     raise UserError(
       f'{flag} began with another content of: {", ".join(changed)} (SHA-256 in'
@@ -81,7 +73,26 @@ def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
 
 
 def claim(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
-  """Keeps `found`, which `check` has seen, in `folder`/inputs.json."""
+  """Keeps `found` in `folder`/inputs.json, or checks what is kept there.
+
+  Called under the lock of what is to be trained. A task of one's own may be
+  mended in the middle (docs/tasks.md): a warning.
+
+  Raises:
+    UserError: as `check` does.
+  """
   path = folder / 'inputs.json'
   if hosts.is_first() and not path.exists():
     write_json(path, found, flag=flag)
+  check(folder, found, flag=flag)
+  if 'task' in _changed(folder, found, flag):
+    logging.getLogger(__name__).warning(
+      '%s began with another content of the file in data.task: its rewards are'
+      ' of two graders',
+      flag,
+    )
+
+
+def _changed(folder, found, flag):
+  kept = read_json(folder / 'inputs.json', flag=flag) or found
+  return [name for name in found if kept.get(name, found[name]) != found[name]]

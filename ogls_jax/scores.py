@@ -14,8 +14,9 @@ from ogls_jax.tasks.question import Question
 REFLECTION_MARKERS = (
   'wait', 'hmm', 'however', 'alternatively', 'double[- ]check', 'check again',
   'let me (?:check|verify)',
-  'let me re-?(?:check|consider|think|examine|evaluate|calculate|compute|read)',
-  'let me redo', 'on second thought', 'actually', 'mistakes?',
+  'let me re-?(?:check|consider|think|examine|evaluate|calculate|compute|read'
+  '|do)',
+  'on second thought', 'actually', 'mistakes?',
 )  # fmt: skip
 _MARKERS = re.compile(
   rf'(?<![a-z])(?:{"|".join(REFLECTION_MARKERS)})(?![a-z])', re.IGNORECASE

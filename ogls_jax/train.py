@@ -112,7 +112,9 @@ def train(
       write_json(workdir / 'config.json', values, flag=flag)
     inputs.claim(workdir, fed, flag=flag)
     if config.warmup.num_steps:
-      inputs.claim(stage.parent, fed, flag=f'stage 1 in {stage}')
+      # It has no rewards.
+      learned = {name: fed[name] for name in fed if name != 'task'}
+      inputs.claim(stage.parent, learned, flag=f'stage 1 in {stage}')
     hosts.check_shared(workdir / 'config.json', f'{flag}: {hosts.NOT_SHARED}')
     base, seconds = _warmed(
       config, base, questions, maker, mesh, workdir, notice

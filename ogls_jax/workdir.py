@@ -37,8 +37,8 @@ def check_same(path: pathlib.Path, values: dict, *, flag: str) -> bool:
     raise UserError(
       f'{flag} holds what another config, model or file has made:'
       f' {"; ".join(changed[:_SHOWN])}'
-      f'{f" (and {more} more)" if more > 0 else ""}; use another folder, or'
-      f' what {path} says'
+      f'{f" (and {more} more)" if more > 0 else ""}; give what {path} says,'
+      ' use another folder, or delete that one to begin anew'
     )
   return True
 

@@ -131,6 +131,7 @@ def test_all_start_from_the_same_weights_and_questions(stopped):
       for v in plan.variants
     }
     assert folders == {str(plan.out / f'stage1_{seed}')}
+    assert (plan.out / f'stage1_{seed}' / 'inputs.json').is_file()
     assert not (plan.out / 'runs' / f'sft_{seed}' / 'warmup').exists()
     path = plan.out / f'stage1_{seed}' / 'warmup' / '6' / 'state'
     states[seed] = checkpoint.ocp.StandardCheckpointer().restore(

@@ -156,3 +156,5 @@ def test_markers_are_words():
   assert scores.num_markers(text) == 5
   text = 'Let me reconsider, let me re-check: no mistakes. Let me read, return.'
   assert scores.num_markers(text) == 3
+  text = 'Let me redo it. Let me re-do it, and let me do it.'
+  assert scores.num_markers(text) == 2

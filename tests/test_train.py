@@ -7,6 +7,7 @@ import pytest
 
 from ogls_jax import (
   build,
+  inputs,
   mesh,
   metrics,
   reporting,
@@ -295,21 +296,33 @@ def test_a_task_file_that_is_mended_is_told_of(tmp_path, caplog):
   rows.write_text('\n'.join(lines))
   config = small_config(
     data__path=str(rows), data__task=str(task), warmup__num_steps=0,
-    eval__num_questions=0, method='grpo', num_steps=3,
+    eval__num_questions=0, method='grpo', num_steps=4,
   )  # fmt: skip
   for num in (1, 1):
     train.train(config, tmp_path / 'run', stop_after_steps=num)
     assert 'two graders' not in caplog.text
   task.write_text('def reward(text, question):\n  return 1\n')
-  train.train(config, tmp_path / 'run')
-  assert f'--workdir={tmp_path}/run began with another content' in caplog.text
+  for num in (1, 1):  # what it began with is not replaced
+    caplog.clear()
+    train.train(config, tmp_path / 'run', stop_after_steps=num)
+    assert f'--workdir={tmp_path}/run began with another content' in caplog.text
   rewards = [
     row['reward_mean'] for row in read_rows(tmp_path / 'run' / 'metrics.jsonl')
   ]
-  assert rewards == [0, 0, 1]
+  assert rewards == [0, 0, 1, 1]
+  task.write_text('def reward(text, question):\n  return 0.5\n')
   caplog.clear()
-  train.train(config, tmp_path / 'run')  # what it began with is not replaced
-  assert 'two graders' in caplog.text
+  train.train(config, tmp_path / 'run')  # finished: there are no more rewards
+  assert 'two graders' not in caplog.text
+  # Of an older version, which did not keep all: nothing to compare.
+  kept = tmp_path / 'run' / 'inputs.json'
+  old = json.loads(kept.read_text())
+  kept.write_text(json.dumps({'questions': old['questions']}))
+  now = dict.fromkeys(old, 'new') | {'questions': old['questions']}
+  inputs.claim(tmp_path / 'run', now, flag='--workdir=run')
+  assert 'two graders' not in caplog.text
+  with pytest.raises(UserError, match='content of: questions '):
+    inputs.claim(tmp_path / 'run', dict.fromkeys(old, ''), flag='--workdir=run')
 
 
 def test_skipped_rows_are_counted_in_the_metrics(tmp_path):
