@@ -7,7 +7,8 @@ fetches the weights; `--config.model.path=FOLDER` or a .gguf file reads them
 from there. SVAMP, without solutions: --config.data.path=data:svamp/test.jsonl
 --config.data.eval_path= (nothing), and a share of it is held out. Not run at
 this size yet. Five small updates are in docs/experiments.md: there ogls_sd
-undid the model on GSM8K, and --config.hints.exclude_self=True did not.
+undid the model on GSM8K, with both seeds, and with
+--config.hints.exclude_self=True it did not.
 """
 
 from configs import default
