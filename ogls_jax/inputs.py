@@ -50,7 +50,7 @@ def digests(
   }
 
 
-def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
+def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> bool:
   """Rejects a training that began with other questions or templates.
 
   What inputs.json does not have, as that of an older version, is not compared.
@@ -60,23 +60,30 @@ def check(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
     found: `digests` of now.
     flag: the flag or key that led to `folder`, with its value, for errors.
 
+  Returns:
+    Whether the file of a task of one's own is another, which is no error: it
+    may be mended in the middle (docs/tasks.md).
+
   Raises:
     UserError: questions or templates are others than then.
   """
-  changed = [name for name in _changed(folder, found, flag) if name != 'task']
-  if changed:
+  kept = read_json(folder / 'inputs.json', flag=flag) or found
+  changed = [
+    name for name in found if kept.get(name, found[name]) != found[name]
+  ]
+  if others := [name for name in changed if name != 'task']:
     raise UserError(
-      f'{flag} began with another content of: {", ".join(changed)} (SHA-256 in'
+      f'{flag} began with another content of: {", ".join(others)} (SHA-256 in'
       f' {folder}/inputs.json); bring back what the paths in its config led to,'
       ' or use another folder'
     )
+  return 'task' in changed
 
 
 def claim(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
   """Keeps `found` in `folder`/inputs.json, or checks what is kept there.
 
-  Called under the lock of what is to be trained. A task of one's own may be
-  mended in the middle (docs/tasks.md): a warning.
+  Called under the lock of what is to be trained; warns of a mended task.
 
   Raises:
     UserError: as `check` does.
@@ -84,15 +91,9 @@ def claim(folder: pathlib.Path, found: dict[str, str], *, flag: str) -> None:
   path = folder / 'inputs.json'
   if hosts.is_first() and not path.exists():
     write_json(path, found, flag=flag)
-  check(folder, found, flag=flag)
-  if 'task' in _changed(folder, found, flag):
+  if check(folder, found, flag=flag):
     logging.getLogger(__name__).warning(
       '%s began with another content of the file in data.task: its rewards are'
       ' of two graders',
       flag,
     )
-
-
-def _changed(folder, found, flag):
-  kept = read_json(folder / 'inputs.json', flag=flag) or found
-  return [name for name in found if kept.get(name, found[name]) != found[name]]

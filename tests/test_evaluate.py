@@ -222,7 +222,7 @@ def test_what_files_hold_is_part_of_the_results(run, tmp_path, monkeypatch):
     patch.setattr(
       PromptMaker, 'student_ids', lambda self, question: ids(self, question)[1:]
     )
-    with pytest.raises(UserError, match='prompts_sha256 = .* use another'):
+    with pytest.raises(UserError, match='prompts_sha256 = .* delete that one'):
       evaluate.evaluate(config, tmp_path / 'out', workdir=run[1])
   # What it was of is not known.
   (tmp_path / 'out' / 'evaluation.json').unlink()
